@@ -1,0 +1,22 @@
+"""cdpo: a declarative runner for LLM-alignment experiments.
+
+Importing this package reads no file and imports neither torch nor pydantic; what it offers is loaded when first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cdpo.results import responses as responses
+    from cdpo.results import results as results
+
+_LAZY = {"results": "cdpo.results", "responses": "cdpo.results"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'cdpo' has no attribute {name!r}")

@@ -1,0 +1,66 @@
+"""devices.yaml: where steps run. Never hashed: another machine must not change an experiment."""
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cdpo.config.params import Count, Params
+from cdpo.step import Device
+
+#: what a pipeline gets where devices.yaml says nothing
+DEFAULT = "default"
+
+
+class PipelineDevices(Params):
+    """How one pipeline uses the hardware."""
+
+    processes: Count = 1
+    """Processes that train together, one per GPU (or CPU processes where there is none)."""
+    micro_batch: Count | dict[str, Count] | None = None
+    """Rows per process and forward pass; by card name (`A100`, `T4`, ...) or one number for all."""
+    accelerate_config: str | None = None
+    """A file of `configs/accelerate/` for DeepSpeed or FSDP."""
+    distributed_type: Literal["auto", "NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED", "FSDP"] = "auto"
+    """The kind of parallelism that every worker must find itself in, or fail."""
+
+
+class Devices(Params):
+    """The whole of devices.yaml; an absent file means all defaults."""
+
+    engine: Literal["local"] = "local"
+    gpus: Literal["auto"] | list[int | str] = "auto"
+    """`auto`: every GPU that nvidia-smi lists (an inherited CUDA_VISIBLE_DEVICES narrows it); a list of indices or UUIDs; [] for CPU only."""
+    cpu_workers: Count | None = None
+    """Steps that run at once where there is no GPU. Default: one for every two cores."""
+    threads: Count | None = None
+    """torch threads of each process. Default: the cores shared out among the workers."""
+    pipelines: dict[str, PipelineDevices] = Field(default_factory=dict)
+    """By pipeline name; `default` holds for those not named."""
+    poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
+
+    def of(self, pipeline: str) -> PipelineDevices:
+        return self.pipelines.get(pipeline) or self.pipelines.get(DEFAULT) or PipelineDevices()
+
+    def workers(self) -> int:
+        """Steps that may run at once on the CPU."""
+        return self.cpu_workers or max(1, (os.cpu_count() or 1) // 2)
+
+    def device(self, pipeline: str, card: str | None) -> Device:
+        """The device of one step of `pipeline`: `card` is the GPU's name ("NVIDIA A100-SXM4-80GB"), None on a CPU."""
+        wanted = self.of(pipeline)
+        micro = wanted.micro_batch
+        if isinstance(micro, dict):
+            micro = next((rows for name, rows in micro.items() if card and name.lower() in card.lower()), None)
+        kind = wanted.distributed_type
+        if kind == "auto":
+            kind = "NO" if wanted.processes == 1 else ("MULTI_GPU" if card else "MULTI_CPU")
+        cores = os.cpu_count() or 1
+        return Device(
+            kind="cuda" if card else "cpu",
+            processes=wanted.processes,
+            threads=self.threads or max(1, cores // (self.workers() * wanted.processes)),
+            micro_batch=micro,
+            distributed_type=kind,
+            accelerate_config=wanted.accelerate_config,
+        )

@@ -1,0 +1,20 @@
+"""What a user can mend is a CdpoError: printed without a traceback, with the exit code it carries.
+
+0  done        1  some step failed        2  wrong configuration or usage        130  interrupted
+"""
+
+
+class CdpoError(Exception):
+    """Something the user can mend. The message says what happened, where, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(CdpoError):
+    """The configuration, the data or the command line is wrong; nothing was run."""
+
+    exit_code = 2
+
+
+class StepError(CdpoError):
+    """A step cannot go on, for a reason that its pipeline can name (bad rows, a model that does not fit, ...)."""

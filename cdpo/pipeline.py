@@ -1,0 +1,81 @@
+"""How a pipeline declares itself, and the list of all of them.
+
+A pipeline is one file of `pipelines/` (installed as `cdpo.pipelines`) that holds
+
+    PIPELINE = Pipeline(name="SFT", version=1, params=SFTParams, takes={...}, gives="policy", rank=20)
+
+    def run(step: Step) -> dict: ...
+
+The planner knows no method by name. It walks a run's stages by `rank` and keeps what they make, by kind of resource:
+
+    source     the raw files of a dataset (or nothing, where the dataset is made by cdpo)
+    data       a prepared dataset (PREP)
+    base       the model that the experiment names
+    policy     the model as trained so far; `base` before any training
+    responses  what the policy answered (GEN)
+    reward     a reward model: named by `reward:` in YAML, or the one trained last (RM)
+    scores     rewards of responses (EVALREWARD)
+
+`takes` maps the pipeline's roles to resources; the role of a model that may be an adapter has a second, optional role
+beside it, `<role>_adapter`. Files of `pipelines/` import torch inside `run` only: planning reads them all.
+"""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from cdpo.step import Step
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    name: str
+    #: raised by hand when the results, or a default, change
+    version: int
+    #: the pydantic model of its parameters; their resolved values are hashed
+    params: "type[BaseModel]"
+    takes: Mapping[str, str]
+    gives: str
+    #: place in a run: stages go by rising rank
+    rank: int
+    #: True where the result depends on the seed
+    seeded: bool = True
+    #: True where a task may name it as its method (`{pipeline: DPO}`)
+    method: bool = False
+    #: True where `pipelines:` may list it
+    stage: bool = True
+    #: False where the schema landed before the code: it plans as `unavailable`
+    available: bool = True
+    #: what `cdpo results` shows: metric name -> column of `out/scores.parquet`, averaged over its rows
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    #: the module that holds `run`
+    module: str = ""
+
+    def load_run(self) -> "Callable[[Step], Mapping[str, Any]]":
+        run: Callable[[Step], Mapping[str, Any]] = importlib.import_module(self.module).run
+        return run
+
+
+@functools.cache
+def pipelines() -> dict[str, Pipeline]:
+    """All pipelines by name, by rising rank. Reads every file of `cdpo.pipelines`."""
+    import cdpo.pipelines as package
+
+    found: list[Pipeline] = []
+    for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        module = importlib.import_module(info.name)
+        declared = getattr(module, "PIPELINES", None) or [module.PIPELINE]
+        found.extend(_placed(pipeline, info.name) for pipeline in declared)
+    return {pipeline.name: pipeline for pipeline in sorted(found, key=lambda each: (each.rank, each.name))}
+
+
+def _placed(pipeline: Pipeline, module: str) -> Pipeline:
+    from dataclasses import replace
+
+    return replace(pipeline, module=module)

@@ -1,0 +1,90 @@
+"""The plan as data: runs, the steps they share, and what each step is made from. Nothing here computes anything."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+#: What stands behind a role of a step, one of
+#:   {"step": KEY}                                     another step's artifact
+#:   {"files": [PATH, ...], "sha256": HASH}            local data files
+#:   {"folder": PATH, "sha256": HASH}                  a local model
+#:   {"plugin": "PATH:FUNCTION", "sha256": HASH}       a user's own function
+#:   {"built": {...}}                                  made by cdpo from these values (the tiny model)
+#:   {"hub": ID, "kind": "model"|"dataset", "revision": SHA or None}
+Input = dict[str, Any]
+
+
+@dataclass
+class PlannedStep:
+    """One unit of work with everything that decides its result."""
+
+    key: str
+    pipeline: str
+    name: str
+    version: int
+    #: every resolved value, defaults included
+    params: dict[str, Any]
+    inputs: dict[str, Input]
+    seed: int | None
+    #: why it cannot be run by this release or without a network; None where it can
+    unavailable: str | None = None
+    unresolved: str | None = None
+
+    @property
+    def parents(self) -> list[str]:
+        return list(dict.fromkeys(each["step"] for each in self.inputs.values() if "step" in each))
+
+    @property
+    def label(self) -> str:
+        """How the step is called on screens: `DPO/tiny_playground_beta0.1_s0-3fa2c1d4e5b6`."""
+        return f"{self.pipeline}/{self.name}-{self.key[:12]}"
+
+
+@dataclass
+class PlannedRun:
+    """One fully chosen point of the matrix and the keys of its steps, in order."""
+
+    name: str
+    tag: str
+    seed: int
+    method: str
+    model: str
+    dataset: str
+    #: what the task and the axes of its stages chose, as written
+    params: dict[str, Any]
+    steps: list[str]
+    #: things a reader of the scores must know, e.g. that the evaluation reward also trained the policy
+    marks: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """A frozen plan: what one tasks file stands for, with the files it was made from."""
+
+    name: str
+    tasks: str
+    #: absolute path -> {"sha256", "size", "mtime_ns"} of every file that decided the plan
+    files: dict[str, dict[str, Any]]
+    runs: list[PlannedRun]
+    #: by key, parents before children
+    steps: dict[str, PlannedStep]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "name": self.name,
+            "tasks": self.tasks,
+            "files": self.files,
+            "runs": [asdict(run) for run in self.runs],
+            "steps": [asdict(step) for step in self.steps.values()],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Plan":
+        steps = [PlannedStep(**step) for step in value["steps"]]
+        return cls(
+            name=value["name"],
+            tasks=value["tasks"],
+            files=value["files"],
+            runs=[PlannedRun(**run) for run in value["runs"]],
+            steps={step.key: step for step in steps},
+        )

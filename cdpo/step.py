@@ -1,0 +1,128 @@
+"""What a pipeline is given, and how it reports: the worker's side of the contract between engine and pipelines.
+
+The worker gets one file, `step.json`, in its work folder:
+
+    {"pipeline": "SFT", "key": "3f2a...", "name": "tiny_playground_s0", "params": {...}, "seed": 0,
+     "inputs": {"data": "/store/steps/PREP/.../out", "model": "/models/x", "source": ["/data/a.jsonl"]},
+     "device": {"kind": "cpu", "processes": 1, "threads": 1, "micro_batch": null}}
+
+and writes only below that folder: `out/` is what the step leaves, `ckpt/` what it may go on from,
+`events.jsonl` its progress, `metrics.jsonl` its curves.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cdpo.files import append_json, read_json
+from cdpo.seeds import derive_seed, derive_seed32
+
+#: at most one progress event in so many seconds; the first and the last are always written
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass
+class Device:
+    """Where a step runs: never hashed, and it must not change a result beyond floating-point tolerance."""
+
+    kind: str = "cpu"
+    #: processes that train together (torchrun); 1 means none is started beside the worker
+    processes: int = 1
+    #: torch threads of each process
+    threads: int = 1
+    #: rows that go through the model at once on one process; None lets the pipeline choose
+    micro_batch: int | None = None
+    #: the kind of parallelism asked for, by accelerate's name: NO, MULTI_CPU, MULTI_GPU, DEEPSPEED, FSDP
+    distributed_type: str = "NO"
+    #: settings handed on to accelerate (a file of `configs/accelerate/`), or None
+    accelerate_config: str | None = None
+
+
+@dataclass
+class Step:
+    """One unit of work, as its pipeline sees it."""
+
+    pipeline: str
+    key: str
+    name: str
+    params: dict[str, Any]
+    inputs: Mapping[str, str | list[str]]
+    seed: int | None
+    device: Device
+    work: Path
+    #: this process's rank among `device.processes`; only rank 0 writes events and metrics
+    rank: int = 0
+    _last_progress: float = field(default=0.0, repr=False)
+
+    @classmethod
+    def read(cls, work: Path, rank: int = 0) -> "Step":
+        described = read_json(work / "step.json")
+        names = ("pipeline", "key", "name", "params", "inputs", "seed")
+        device = Device(**described["device"])
+        return cls(**{name: described[name] for name in names}, device=device, work=work, rank=rank)
+
+    @property
+    def out(self) -> Path:
+        """The folder that becomes the artifact."""
+        return self.work / "out"
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder that is kept while the step is unfinished and never published."""
+        return self.work / "ckpt"
+
+    def input(self, role: str) -> Path:
+        """The local folder (or file) that stands for the input `role`."""
+        value = self.inputs[role]
+        assert isinstance(value, str), f"{role} is a list of files; use input_files"
+        return Path(value)
+
+    def input_files(self, role: str) -> list[Path]:
+        value = self.inputs[role]
+        return [Path(path) for path in ([value] if isinstance(value, str) else value)]
+
+    def has(self, role: str) -> bool:
+        return role in self.inputs
+
+    def seed_for(self, *names: str | int) -> int:
+        """The seed of the stream called `names`, in [0, 2**63). Seeds of a step never depend on its key or its place."""
+        return derive_seed(self.seed or 0, *names)
+
+    def seed32_for(self, *names: str | int) -> int:
+        return derive_seed32(self.seed or 0, *names)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        if self.rank == 0:
+            append_json(self.work / "events.jsonl", {"time": round(time.time(), 3), "event": kind, **fields})
+
+    def progress(self, done: int, total: int, unit: str = "steps", **values: float | str) -> None:
+        """Say how far the step is; `values` (a loss, a rate) are shown beside it. Cheap enough to call for every row."""
+        now = time.monotonic()
+        if 0 < done < total and now - self._last_progress < PROGRESS_SECONDS:
+            return
+        self._last_progress = now
+        self.event("progress", done=done, total=total, unit=unit, **values)
+
+    def log_metrics(self, at: int, values: Mapping[str, float]) -> None:
+        """One point of the step's curves: `at` counts optimiser steps (or items), names are TRL's."""
+        if self.rank == 0:
+            append_json(self.work / "metrics.jsonl", {"step": at, **values})
+
+    def note(self, text: str) -> None:
+        """A line for the log and for whoever watches: something the user should know and need not act upon."""
+        self.event("note", text=text)
+        if self.rank == 0:
+            print(text, file=sys.stderr, flush=True)
+
+
+def run_by_hand(run: Callable[[Step], Mapping[str, Any]]) -> None:
+    """`python pipelines/sft.py WORK_FOLDER` runs one pipeline on a folder that holds a `step.json`; nothing is published."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(f"usage: python {sys.argv[0]} WORK_FOLDER   (a folder that holds a step.json; see cdpo/step.py)")
+    step = Step.read(Path(sys.argv[1]))
+    step.out.mkdir(parents=True, exist_ok=True)
+    print(json.dumps(run(step), indent=1))
