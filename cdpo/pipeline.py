@@ -28,8 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
+    from cdpo.config.params import Params
     from cdpo.step import Step
 
 
@@ -39,7 +38,7 @@ class Pipeline:
     #: raised by hand when the results, or a default, change
     version: int
     #: the pydantic model of its parameters; their resolved values are hashed
-    params: "type[BaseModel]"
+    params: "type[Params]"
     takes: Mapping[str, str]
     gives: str
     #: place in a run: stages go by rising rank

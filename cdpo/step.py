@@ -89,7 +89,7 @@ class Step:
         return role in self.inputs
 
     def seed_for(self, *names: str | int) -> int:
-        """The seed of the stream called `names`, in [0, 2**63). Seeds of a step never depend on its key or its place."""
+        """The seed of the stream called `names`, in [0, 2**63). It depends on neither the key nor the place."""
         return derive_seed(self.seed or 0, *names)
 
     def seed32_for(self, *names: str | int) -> int:
@@ -100,7 +100,7 @@ class Step:
             append_json(self.work / "events.jsonl", {"time": round(time.time(), 3), "event": kind, **fields})
 
     def progress(self, done: int, total: int, unit: str = "steps", **values: float | str) -> None:
-        """Say how far the step is; `values` (a loss, a rate) are shown beside it. Cheap enough to call for every row."""
+        """Say how far the step is; `values` (a loss, a rate) are shown beside it. Cheap enough for every row."""
         now = time.monotonic()
         if 0 < done < total and now - self._last_progress < PROGRESS_SECONDS:
             return
@@ -120,7 +120,7 @@ class Step:
 
 
 def run_by_hand(run: Callable[[Step], Mapping[str, Any]]) -> None:
-    """`python pipelines/sft.py WORK_FOLDER` runs one pipeline on a folder that holds a `step.json`; nothing is published."""
+    """`python pipelines/sft.py WORK_FOLDER` runs a pipeline on a folder that holds a `step.json`; publishes nothing."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(f"usage: python {sys.argv[0]} WORK_FOLDER   (a folder that holds a step.json; see cdpo/step.py)")
     step = Step.read(Path(sys.argv[1]))

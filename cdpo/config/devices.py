@@ -30,7 +30,8 @@ class Devices(Params):
 
     engine: Literal["local"] = "local"
     gpus: Literal["auto"] | list[int | str] = "auto"
-    """`auto`: every GPU that nvidia-smi lists (an inherited CUDA_VISIBLE_DEVICES narrows it); a list of indices or UUIDs; [] for CPU only."""
+    """`auto`: every GPU that nvidia-smi lists (an inherited CUDA_VISIBLE_DEVICES narrows it); a list of indices or
+    UUIDs; [] for CPU only."""
     cpu_workers: Count | None = None
     """Steps that run at once where there is no GPU. Default: one for every two cores."""
     threads: Count | None = None

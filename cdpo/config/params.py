@@ -4,9 +4,9 @@ Names are transformers', peft's and TRL's own. A value equal to the default writ
 so a field may be added without renaming what is finished; a changed default must raise the pipeline's `version`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -35,7 +35,7 @@ class LoraParams(Params):
     """The update is scaled by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
-    """Names of the layers that get an adapter; `configs/models/lora_modules.yaml` gives them by model where none are written."""
+    """Layers that get an adapter; `configs/models/lora_modules.yaml` gives them by model where none are written."""
 
 
 class ModelLoading(Params):
@@ -45,11 +45,13 @@ class ModelLoading(Params):
     """`auto`: what the checkpoint was stored in. `bf16` and `fp16` compute in that type."""
     attn_implementation: Attention = "sdpa"
     template: str | None = None
-    """A chat template of cdpo's own by name (`plain`, `inst`) in place of the tokenizer's; usually set in `configs/models/names.yaml`."""
+    """A chat template of cdpo's own by name (`plain`, `inst`) in place of the tokenizer's; usually set with the model,
+    in `configs/models/names.yaml`."""
 
 
 class TrainingParams(ModelLoading):
-    """What every training step shares. `configs/pipelines/optim.yaml` gives learning rate and epochs where a task does not."""
+    """What every training step shares. `configs/pipelines/optim.yaml` gives learning rate and epochs where a task
+    does not."""
 
     learning_rate: Positive
     num_train_epochs: Positive = 1.0
@@ -58,7 +60,8 @@ class TrainingParams(ModelLoading):
     batch_size: Count = 32
     """Rows of one optimiser step, over all devices; micro-batch and accumulation are derived from devices.yaml."""
     max_length: Count | None = None
-    """Tokens of prompt and response together; a longer row is dropped and counted, never cut. Default: the model's context."""
+    """Tokens of prompt and response together; a longer row is dropped and counted, never cut. Default: the model's
+    context."""
     optim: Literal["adamw_torch", "rmsprop", "sgd", "adafactor"] = "adamw_torch"
     weight_decay: NonNegative = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -81,6 +84,11 @@ class TrainingParams(ModelLoading):
     """Keep the checkpoint that was best on `tune`, not the last; needs eval_steps."""
     max_dropped: Fraction = 0.05
     """The share of rows that may be unusable for this model (longer than max_length) before the step is refused."""
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _lora_by_word(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingParams":
