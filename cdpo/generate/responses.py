@@ -1,0 +1,53 @@
+"""`responses.parquet`: what a policy answered, one row per prompt."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cdpo.seeds import derive_seed
+
+FILE = "responses.parquet"
+
+
+def choose(rows: Sequence[dict[str, Any]], limit: int | None) -> list[int]:
+    """The positions of `limit` of `rows` (columns as PREP leaves them), in their order; all where `limit` is None.
+
+    Drawn by the hash of each `prompt_id`, not by the step's seed: every run and every seed answers the same prompts, so
+    that runs can be compared prompt by prompt; a smaller limit's prompts are among a larger one's; and rows that are
+    added change the choice only by those that displace others.
+    """
+    if limit is None or limit >= len(rows):
+        return list(range(len(rows)))
+    lot = sorted(range(len(rows)), key=lambda at: (derive_seed(0, "limit", rows[at]["prompt_id"]), at))
+    return sorted(lot[:limit])
+
+
+def write_responses(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write `folder`/responses.parquet: `split, prompt_id, prompt, chosen` (messages), `response`, `prompt_tokens`,
+    `response_tokens` (without the end token), `finish_reason`, and `seed`, that of the item's own random stream."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    schema = pa.schema(
+        [
+            ("split", pa.string()),
+            ("prompt_id", pa.string()),
+            ("prompt", messages),
+            ("chosen", messages),
+            ("response", pa.string()),
+            ("prompt_tokens", pa.int32()),
+            ("response_tokens", pa.int32()),
+            ("finish_reason", pa.string()),
+            ("seed", pa.int64()),
+        ]
+    )
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / FILE)
+
+
+def read_responses(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `folder`/responses.parquet, in order."""
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(folder / FILE).to_pylist()
+    return rows

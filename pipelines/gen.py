@@ -1,0 +1,147 @@
+"""GEN: answer the prompts of one split with a policy.
+
+out/responses.parquet: `split, prompt_id, prompt, chosen, response, prompt_tokens, response_tokens, finish_reason,
+seed`, one row per prompt in the order of the split.
+
+Every response has a random stream of its own, seeded by (the step's seed, prompt_id, 0): batch size, order and
+interruption do not change it. Finished responses are appended to ckpt/responses.jsonl, and a step that was killed goes
+on after the last of them.
+"""
+
+import time
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cdpo.config.params import Count, Fraction, ModelLoading, SamplingParams
+from cdpo.pipeline import Pipeline
+from cdpo.step import Step, run_by_hand
+
+#: prompts that are answered at once where devices.yaml says nothing
+BATCH = 32
+
+
+class GENParams(SamplingParams, ModelLoading):
+    """What is answered, and how."""
+
+    split: Literal["eval", "tune", "train"] = "eval"
+    limit: Count | None = None
+    """Answer so many prompts of the split, drawn by their prompt_id: the same prompts for every run and every seed."""
+    max_dropped: Fraction = Field(default=0.05)
+    """The share of prompts that may be too long for this model before the step is refused."""
+    backend: Literal["transformers"] = "transformers"
+
+
+PIPELINE = Pipeline(
+    name="GEN",
+    version=1,
+    params=GENParams,
+    takes={"data": "data", "model": "policy"},
+    gives="responses",
+    rank=50,
+)
+
+
+def run(step: Step) -> dict[str, Any]:
+    from cdpo.data.prepared import read_split
+    from cdpo.data.tokens import decode_response, encode_prompt, end_token_id
+    from cdpo.errors import StepError
+    from cdpo.generate.responses import choose, write_responses
+    from cdpo.generate.transformers_backend import Item, generate
+    from cdpo.journal import Journal, item_key
+    from cdpo.models import load_policy, load_tokenizer, set_threads, torch_device
+    from cdpo.score.fit import context_length, refuse_unknown_tokens, report_dropped
+
+    params = GENParams(**step.params)
+    set_threads(step.device)
+    rows = read_split(step.input("data"), params.split)
+    if not rows:
+        raise StepError(f"the split {params.split!r} of {step.input('data')} is empty: there is nothing to answer")
+
+    adapter = step.input("model_adapter") if step.has("model_adapter") else None
+    tokenizer = load_tokenizer(step.input("model"), adapter, params.template)
+    model = load_policy(
+        step.input("model"),
+        adapter,
+        dtype=params.dtype,
+        attn_implementation=params.attn_implementation,
+        device=torch_device(step.device),
+    )
+
+    # A prompt is answered only where all of max_new_tokens fit: a shorter budget for some would be another experiment.
+    wanted = choose(rows, params.limit)
+    encoded = {at: encode_prompt(tokenizer, rows[at]["prompt"]) for at in wanted}
+    room = context_length(model, tokenizer) - params.max_new_tokens
+    kept = [at for at in wanted if len(encoded[at]) <= room]
+    report_dropped(
+        step,
+        dropped=len(wanted) - len(kept),
+        total=len(wanted),
+        allowed=params.max_dropped,
+        what=f"prompts of {params.split!r} do not fit the model's context with max_new_tokens={params.max_new_tokens}",
+        advice="lower max_new_tokens, or drop long prompts when the dataset is prepared",
+    )
+    refuse_unknown_tokens(model, (encoded[at] for at in kept), f"the policy {step.input('model')}")
+
+    seeds = [step.seed_for("generate", rows[at]["prompt_id"], 0) for at in kept]
+    keys = [
+        item_key(params.split, at, rows[at]["prompt"], encoded[at], seed) for at, seed in zip(kept, seeds, strict=True)
+    ]
+    end_ids = {end_token_id(tokenizer), tokenizer.eos_token_id} - {None}
+    began, sampled_tokens = time.monotonic(), 0
+    with Journal(step.checkpoints / "responses.jsonl") as journal:
+        known = sum(key in journal for key in keys)
+        if known:
+            step.note(f"going on after {known} of {len(keys)} responses")
+        step.progress(known, len(keys), unit="responses")
+        done = {place for place, key in enumerate(keys) if key in journal}
+        for place, sampled in generate(
+            model,
+            [Item(encoded[at], seed) for at, seed in zip(kept, seeds, strict=True)],
+            params,
+            end_ids=sorted(end_ids),
+            pad_id=tokenizer.pad_token_id,
+            batch_size=step.device.micro_batch or BATCH,
+            done=done,
+        ):
+            if place in done:
+                continue
+            sampled_tokens += len(sampled.token_ids)
+            content = [token for token in sampled.token_ids if token not in end_ids]
+            finished = {
+                "response": decode_response(tokenizer, content),
+                "response_tokens": len(content),
+                "finish_reason": sampled.finish_reason,
+            }
+            journal.append(keys[place], finished)
+            done.add(place)
+            rate = sampled_tokens / (time.monotonic() - began)
+            step.progress(len(done), len(keys), unit="responses", **{"tokens/s": round(rate)})
+        answers = [journal.items[key] for key in keys]
+
+    write_responses(
+        step.out,
+        [
+            {
+                "split": params.split,
+                "prompt_id": rows[at]["prompt_id"],
+                "prompt": rows[at]["prompt"],
+                "chosen": rows[at]["chosen"],
+                "prompt_tokens": len(encoded[at]),
+                "seed": seed,
+                **answer,
+            }
+            for at, seed, answer in zip(kept, seeds, answers, strict=True)
+        ],
+    )
+    return {
+        "split": params.split,
+        "responses": len(answers),
+        "dropped_too_long": len(wanted) - len(kept),
+        "mean_response_tokens": sum(answer["response_tokens"] for answer in answers) / len(answers),
+        "stopped": sum(answer["finish_reason"] == "stop" for answer in answers) / len(answers),
+    }
+
+
+if __name__ == "__main__":
+    run_by_hand(run)
