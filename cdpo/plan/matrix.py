@@ -64,7 +64,7 @@ def _size(experiment: Experiment) -> int:
 
 
 def _setting_axes(experiment: Experiment, task: Task) -> Iterator[tuple[str, Axis]]:
-    """The axes of the mappings that concern a task: those of its own method where the task does not write them itself."""
+    """The axes of the mappings that concern a task; a task's own keys stand before those of its method's mapping."""
     written = {axis.name for axis in task.axes}
     for pipeline, axes in experiment.settings.items():
         if not _concerns(pipeline, task.method):
@@ -77,7 +77,11 @@ def _setting_axes(experiment: Experiment, task: Task) -> Iterator[tuple[str, Axi
 def _concerns(pipeline: str, method: str) -> bool:
     """Whether a run of `method` can go through `pipeline`: not a training step that comes after it or in its place."""
     known = pipelines()
-    if pipeline == method or not known[pipeline].method:
+    if pipeline == method:
+        return True
+    if method != BASE and known[method].gives != "policy" and known[pipeline].rank > known[method].rank:
+        return False  # a reward model is not generated from
+    if not known[pipeline].method:
         return True
     if known[pipeline].gives != "policy":
         return method == BASE or known[method].gives == "policy"

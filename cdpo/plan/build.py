@@ -1,0 +1,83 @@
+"""From a tasks file to a plan: experiments become points, points become runs, and runs share the steps they have in
+common.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdpo.config.experiment import Experiment, read_experiments
+from cdpo.config.problems import ConfigError, Problem, YamlPath
+from cdpo.config.tables import Tables, read_tables
+from cdpo.plan.graph import Plan, PlannedRun, PlannedStep
+from cdpo.plan.matrix import Point, expand
+from cdpo.plan.names import join_name, parameter_parts, safe
+from cdpo.plan.parameters import ParameterResolver
+from cdpo.plan.references import References
+from cdpo.plan.stages import RunPlanner, StageError
+
+
+def plan_file(tasks: Path, configs: Path, known: Mapping[str, dict[str, Any]] | None = None) -> Plan:
+    """The plan of one tasks file; `known` are the file records of an earlier plan. Raises ConfigError with all problems."""
+    tables = read_tables(configs)
+    experiments = read_experiments(tasks, tables)
+    references = References(tables, Path(tasks).resolve().parent, known)
+    for file in [tasks, *tables.files]:
+        references.hash_file(Path(file).resolve())
+    builder = PlanBuilder(tables, references)
+    for experiment in experiments:
+        builder.add(experiment)
+    return builder.plan(Path(tasks).resolve())
+
+
+class PlanBuilder:
+    """Collects the runs and steps of experiments."""
+
+    def __init__(self, tables: Tables, references: References) -> None:
+        self.tables, self.references = tables, references
+        self.resolver = ParameterResolver(tables)
+        self.steps: dict[str, PlannedStep] = {}
+        self.runs: dict[tuple[str, str], PlannedRun] = {}
+        self.problems: list[Problem] = []
+        self._places: dict[tuple[str, str], tuple[Experiment, YamlPath]] = {}
+
+    def add(self, experiment: Experiment) -> None:
+        points, problems = expand(experiment)
+        self.problems.extend(problems)
+        if not points and not problems:
+            self.problems.append(experiment.document.problem(experiment.path, "every run of the matrix is excluded"))
+        failed: set[Problem] = set()
+        for point in points:
+            try:
+                self._add_run(point)
+            except StageError as error:
+                failed.update(error.problems)
+        self.problems.extend(failed)
+
+    def plan(self, tasks: Path) -> Plan:
+        if self.problems:
+            raise ConfigError(self.problems)
+        return Plan(
+            name="", tasks=str(tasks), files=self.references.files, runs=list(self.runs.values()), steps=self.steps
+        )
+
+    def _add_run(self, point: Point) -> None:
+        steps, marks = RunPlanner(point, self.references, self.resolver, self.steps).steps()
+        keys = [step.key for step in steps]
+        parts = [safe(point.method), safe(point.model), safe(point.dataset), *parameter_parts(point.shown)]
+        name = join_name([*parts, f"s{point.seed}"], keys[-1] if keys else "")
+        tag = point.experiment.tag
+        shown = dict(point.shown)
+        run = PlannedRun(name, tag, point.seed, point.method, point.model, point.dataset, shown, keys, marks)
+        document = point.experiment.document
+        if (tag, name) in self.runs:
+            if self.runs[tag, name].steps == keys:
+                return
+            other, other_path = self._places[tag, name]
+            line = other.document.problem(other_path, "").line
+            message = f"run {name} of tag {tag} already stands on line {line}, with other steps; use another tag"
+            raise StageError([document.problem(point.path, message)])
+        self._places[tag, name] = (point.experiment, point.path)
+        self.runs[tag, name] = run
+        for step in steps:
+            self.steps.setdefault(step.key, step)

@@ -1,0 +1,89 @@
+"""The resolved parameters of a step: what was written, then the tables, then the defaults in the code.
+
+A value that is written is used as written; multipliers of the optimiser table apply to the table's own defaults only.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from cdpo.config.params import Params
+from cdpo.config.tables import ModelEntry, Tables
+from cdpo.pipeline import Pipeline
+
+
+@dataclass
+class Resolved:
+    """All values of a step, and those of them that differ from the defaults in the code (what is hashed)."""
+
+    values: dict[str, Any]
+    hashed: dict[str, Any]
+    model: Params
+
+
+class ParameterResolver:
+    """Fills in and checks parameters; the same written values for the same names are worked out once."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self._cache: dict[Any, Resolved | ValidationError] = {}
+
+    def resolve(
+        self,
+        pipeline: Pipeline,
+        written: dict[str, Any],
+        model: str,
+        dataset: str,
+        source: ModelEntry | None,
+        fixed: dict[str, Any],
+    ) -> Resolved:
+        """`written` holds the user's values; `source` is the entry of the model that the step runs; `fixed` stands
+        beneath what is written (a dataset's own PREP parameters, a reward's `reverse`). Raises ValidationError.
+        """
+        cached = (pipeline.name, model, dataset, _hashable(written), _hashable(fixed), source and source.template)
+        if cached not in self._cache:
+            try:
+                self._cache[cached] = self._resolve(pipeline, written, model, dataset, source, fixed)
+            except ValidationError as error:
+                self._cache[cached] = error
+        found = self._cache[cached]
+        if isinstance(found, ValidationError):
+            raise found
+        return found
+
+    def _resolve(
+        self,
+        pipeline: Pipeline,
+        written: dict[str, Any],
+        model: str,
+        dataset: str,
+        source: ModelEntry | None,
+        fixed: dict[str, Any],
+    ) -> Resolved:
+        fields = pipeline.params.model_fields
+        values = {**{name: value for name, value in fixed.items() if value is not None}, **written}
+        table = self.tables.optimisers
+        multipliers = {
+            "learning_rate": table.learning_rate.get(model, 1.0),
+            "num_train_epochs": table.num_train_epochs.get(dataset, 1.0),
+        }
+        for name, default in table.defaults.get(pipeline.name, {}).items():
+            if name in fields and values.get(name) is None:
+                values[name] = default * multipliers.get(name, 1.0)
+        if "template" in fields and values.get("template") is None and source is not None and source.template:
+            values["template"] = source.template
+        lora = values.get("lora")
+        if lora is True or (isinstance(lora, dict) and "target_modules" not in lora):
+            modules = self.tables.lora_modules(model)
+            values["lora"] = {**({} if lora is True else lora), **({"target_modules": modules} if modules else {})}
+        params = pipeline.params.model_validate(values)
+        return Resolved(params.model_dump(), params.model_dump(exclude_defaults=True), params)
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple((key, _hashable(item)) for key, item in value.items())
+    if isinstance(value, list):
+        return tuple(_hashable(item) for item in value)
+    return (type(value).__name__, value)

@@ -1,0 +1,165 @@
+"""What names in YAML stand for: Hub repositories, local files by their hash, models that cdpo builds, plug-ins.
+
+Every file that is read is remembered with its hash and stat, so that a later command can tell what changed, and need
+not read again a file whose size, times and inode are the same.
+"""
+
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdpo.config.canonical import digest
+from cdpo.config.paths import PathError, find, looks_local
+from cdpo.config.problems import suggest
+from cdpo.config.tables import DatasetEntry, ModelEntry, RewardEntry, Tables
+from cdpo.files import file_sha256
+from cdpo.plan.graph import Input
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
+PLUGIN = re.compile(r"(?P<source>[^:]+(?:\.py)?):(?P<function>[A-Za-z_]\w*)\Z")
+DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
+#: a file that was hashed within so many nanoseconds of its last change could have changed again unseen
+_SETTLED = 2_000_000_000
+
+
+class UnknownReference(ValueError):
+    """A name that stands for nothing; the message is shown at its place in the YAML."""
+
+
+class References:
+    """Resolves names against the tables. `beside` is the folder of the tasks file; `known` an earlier plan's files."""
+
+    def __init__(self, tables: Tables, beside: Path, known: Mapping[str, dict[str, Any]] | None = None) -> None:
+        self.tables, self.beside, self.known = tables, beside, known or {}
+        #: absolute path -> {"sha256", "size", "mtime_ns", "ctime_ns", "inode", "seen_ns"}
+        self.files: dict[str, dict[str, Any]] = {}
+        self._cache: dict[tuple[str, str], Any] = {}
+
+    def hash_file(self, path: Path) -> str:
+        """sha256 of a file's bytes; an unchanged file is not read again."""
+        name = str(path)
+        if name not in self.files:
+            stat = os.stat(path)
+            record = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+            record["inode"] = stat.st_ino
+            before = self.known.get(name)
+            unchanged = before is not None and all(before.get(key) == value for key, value in record.items())
+            sha256 = before["sha256"] if before and unchanged and _settled(before) else file_sha256(path)
+            self.files[name] = {"sha256": sha256, **record, "seen_ns": time.time_ns()}
+        return str(self.files[name]["sha256"])
+
+    def model(self, name: str) -> tuple[Input, ModelEntry]:
+        """A model by short name, local path or Hub id. Raises UnknownReference."""
+        return self._named("model", name, self.tables.models)
+
+    def reward(self, name: str) -> tuple[Input, RewardEntry]:
+        """A reward model in the same ways, or a plug-in (`./my.py:score`)."""
+        if is_plugin(name) and name not in self.tables.rewards:
+            return self.plugin(name), RewardEntry(id=name)
+        given, entry = self._named("reward", name, self.tables.rewards)
+        return given, entry if isinstance(entry, RewardEntry) else RewardEntry(**entry.model_dump())
+
+    def _named(self, kind: str, name: str, table: Mapping[str, Any]) -> tuple[Input, Any]:
+        if (kind, name) not in self._cache:
+            entry = table.get(name)
+            if entry is None:
+                if looks_local(name) or (self.beside / name).is_dir() or Path(name).is_dir():
+                    entry = ModelEntry(path=name)
+                elif HUB_ID.match(name):
+                    entry = ModelEntry(id=name)
+                else:
+                    hint = suggest(name, table)
+                    raise UnknownReference(f"no {kind} is called {name!r}{hint}; it may also be a Hub id or ./a/folder")
+            self._cache[kind, name] = (self._model_input(entry), entry)
+        given, entry = self._cache[kind, name]
+        return given, entry
+
+    def _model_input(self, entry: ModelEntry) -> Input:
+        if entry.build is not None:
+            return {"built": entry.build}
+        if entry.id is not None:
+            return {"hub": entry.id, "kind": "model", "revision": None}
+        assert entry.path is not None
+        folder = self._find(entry.path)
+        if len(folder) != 1 or not folder[0].is_dir():
+            raise UnknownReference(f"{entry.path} is not a folder with a model")
+        if not (folder[0] / "config.json").exists():
+            raise UnknownReference(f"{folder[0]} holds no config.json: not a model that from_pretrained reads")
+        inside = sorted(path for path in folder[0].rglob("*") if path.is_file() and ".git" not in path.parts)
+        content = {str(path.relative_to(folder[0])): self.hash_file(path) for path in inside}
+        return {"folder": str(folder[0]), "sha256": digest(content)}
+
+    def _find(self, text: str) -> list[Path]:
+        try:
+            return find(text, self.beside)
+        except PathError as error:
+            raise UnknownReference(str(error)) from None
+
+    def dataset(self, name: str) -> tuple[dict[str, Input], DatasetEntry, dict[str, Any]]:
+        """The sources of a dataset by role (`source`, `source_eval`), its entry, and the PREP parameters of its entry."""
+        if ("dataset", name) not in self._cache:
+            if name in self.tables.datasets:
+                entry, params = self.tables.datasets[name]
+            elif looks_local(name) or name.endswith(DATA_SUFFIXES):
+                entry, params = DatasetEntry(path=name), {}
+            elif HUB_ID.match(name):
+                entry, params = DatasetEntry(id=name), {}
+            else:
+                hint = suggest(name, self.tables.datasets)
+                raise UnknownReference(
+                    f"no dataset is called {name!r}{hint}; it may also be a Hub id or a path to files"
+                )
+            inputs: dict[str, Input] = {}
+            if entry.id is not None:
+                inputs["source"] = {"hub": entry.id, "kind": "dataset", "config": entry.config, "revision": None}
+            if entry.path is not None:
+                inputs["source"] = self._data_files(entry.path)
+            if entry.eval_path is not None:
+                inputs["source_eval"] = self._data_files(entry.eval_path)
+            self._cache["dataset", name] = (inputs, entry, params)
+        inputs, entry, params = self._cache["dataset", name]
+        return inputs, entry, params
+
+    def _data_files(self, text: str) -> Input:
+        found: list[Path] = []
+        for path in self._find(text):
+            inside = (
+                sorted(each for each in path.rglob("*") if each.name.endswith(DATA_SUFFIXES))
+                if path.is_dir()
+                else [path]
+            )
+            found.extend(inside)
+        if not found:
+            raise UnknownReference(f"{text} holds no data file ({', '.join(DATA_SUFFIXES)})")
+        return {"files": [str(path) for path in found], "sha256": digest([self.hash_file(path) for path in found])}
+
+    def plugin(self, reference: str) -> Input:
+        """`./my.py:score` or `package.module:score`, hashed by the file that holds it."""
+        match = PLUGIN.match(reference)
+        if not match:
+            raise UnknownReference(f"{reference!r} is not FILE.py:FUNCTION or package.module:FUNCTION")
+        source, function = match["source"], match["function"]
+        if source.endswith(".py"):
+            path = self._find(source)[0]
+            return {"plugin": f"{path}:{function}", "sha256": digest([self.hash_file(path), function])}
+        try:
+            spec = importlib.util.find_spec(source)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or not spec.origin:
+            raise UnknownReference(f"there is no module {source}")
+        return {"plugin": reference, "sha256": digest([self.hash_file(Path(spec.origin)), function])}
+
+
+def is_plugin(name: Any) -> bool:
+    """Whether a value names a user's own function."""
+    return isinstance(name, str) and bool(PLUGIN.match(name)) and not name.startswith(("http:", "https:"))
+
+
+def _settled(record: Mapping[str, Any]) -> bool:
+    """Whether a record was taken well after the file's last change, so that a later change must show in its times."""
+    return bool(record.get("seen_ns", 0) - record["ctime_ns"] > _SETTLED)

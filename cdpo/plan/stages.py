@@ -1,0 +1,333 @@
+"""A run, stage by stage: every pipeline takes the resources that it declares from what the earlier stages left, and
+leaves its own. Nothing here knows a method by name; `cdpo/pipeline.py` lists the resources.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from cdpo.config.experiment import REWARD, SEED
+from cdpo.config.problems import Problem, YamlPath
+from cdpo.config.tables import ModelEntry, RewardEntry, pydantic_problems
+from cdpo.pipeline import Pipeline, pipelines
+from cdpo.plan.graph import Input, PlannedStep
+from cdpo.plan.identity import input_identity, step_key
+from cdpo.plan.matrix import Point
+from cdpo.plan.names import join_name, parameter_parts, safe
+from cdpo.plan.parameters import ParameterResolver
+from cdpo.plan.references import References, UnknownReference, is_plugin
+
+PREP = "PREP"
+#: parameters that `configs/pipelines/optim.yaml` may give
+TABLED = ("learning_rate", "num_train_epochs")
+
+
+@dataclass
+class Model:
+    """A model as a resource: weights, the adapter over them where there is one, and the entry it was named by."""
+
+    weights: Input
+    adapter: Input | None = None
+    entry: ModelEntry | None = None
+
+    def inputs(self, role: str) -> dict[str, Input]:
+        if "plugin" in self.weights:
+            return {f"{role}_plugin": self.weights}
+        return {role: self.weights, **({f"{role}_adapter": self.adapter} if self.adapter else {})}
+
+    def identity(self) -> Any:
+        return [input_identity(self.weights), self.adapter and input_identity(self.adapter)]
+
+
+class StageError(ValueError):
+    """What keeps a run from being planned, and where that was written."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__(str(problems[0]))
+
+
+class RunPlanner:
+    """Walks the stages of one run."""
+
+    def __init__(
+        self, point: Point, references: References, resolver: ParameterResolver, planned: Mapping[str, PlannedStep]
+    ) -> None:
+        self.point, self.references, self.resolver = point, references, resolver
+        #: the steps of runs planned before this one, by key
+        self.planned = planned
+        self.pipelines = pipelines()
+        self.document = point.experiment.document
+        self.made: list[PlannedStep] = []
+        self.marks: list[str] = []
+        #: resource -> what stands for it now
+        self.models: dict[str, Model] = {}
+        self.products: dict[str, Input] = {}
+        self.gold: str | None = None
+        self.trained_with: list[Any] = []
+
+    def steps(self) -> tuple[list[PlannedStep], list[str]]:
+        point = self.point
+        given, entry = self._reference(point.model_path, self.references.model, point.model)
+        self.models["base"] = self.models["policy"] = Model(given, entry=entry)
+        self._prepare(point.dataset, point.dataset_path)
+        listed = [self.pipelines[name] for name in point.experiment.stages]
+        for pipeline in self.pipelines.values():
+            if pipeline.name != PREP and self._goes_through(pipeline, listed):
+                self._stage(pipeline)
+        if not self.made or all(step.pipeline == PREP for step in self.made):
+            self._fail(point.path, "this run has nothing to do: BASE needs a stage such as GEN in `pipelines`")
+        return self.made, self.marks
+
+    def _goes_through(self, pipeline: Pipeline, listed: list[Pipeline]) -> bool:
+        """Whether this run has the stage: the method, trainings listed before it, and the listed stages after it."""
+        point = self.point
+        if pipeline.name == point.method:
+            return True
+        method = self.pipelines.get(point.method)
+        if method is not None and method.gives != "policy":
+            return pipeline in listed and pipeline.rank < method.rank and pipeline.gives in method.takes.values()
+        if pipeline not in listed:
+            return False
+        if pipeline.gives == "policy":
+            return method is not None and pipeline.rank < method.rank
+        if pipeline.gives == REWARD:
+            return not self._reward_is_named()
+        return True
+
+    def _reward_is_named(self) -> bool:
+        """Whether a stage of this run names the trained reward model as its `reward`, which then brings it along."""
+        stages = [self.pipelines[name] for name in self.point.experiment.stages]
+        if self.point.method in self.pipelines:
+            stages.append(self.pipelines[self.point.method])
+        takers = [stage for stage in stages if REWARD in stage.takes.values()]
+        return any(not isinstance(self._written(stage).get(REWARD), str) for stage in takers)
+
+    # -- resources ------------------------------------------------------------------------------------------------
+
+    def _prepare(self, dataset: str, path: YamlPath) -> None:
+        sources, entry, params = self._reference(path, self.references.dataset, dataset)
+        rule = {**params, **self.point.settings.get(PREP, {})}.get("rule")
+        inputs = dict(sources)
+        if is_plugin(rule):
+            inputs["rule_plugin"] = self._reference(path, self.references.plugin, rule)
+        self.gold = entry.gold
+        step = self._step(self.pipelines[PREP], inputs, fixed=params, dataset=dataset, source=None)
+        self.products["data"] = {"step": step.key}
+
+    def _reward(self, pipeline: Pipeline, written: Any) -> Model | None:
+        """The reward model of a stage: as written, the one trained in this plan, or the dataset's own."""
+        point = self.point
+        at = self._place_of(pipeline, REWARD)
+        if written is None:
+            trainer = next((name for name in point.experiment.stages if self.pipelines[name].gives == REWARD), None)
+            if trainer is not None:
+                names = [choice.value for choice in point.experiment.models]
+                if len(names) > 1:
+                    message = (
+                        f"all runs are scored by one reward model, and there are {len(names)} models: name it, as "
+                    )
+                    self._fail(at, f"{message}reward: {{step: {trainer}, model: {names[0]}, seed: 0}}")
+                written = {"step": trainer}
+            else:
+                written = self.resolver.tables.evaluation_reward(point.dataset)
+        if written is None:
+            if self.gold and pipeline.gives != "policy":
+                return None
+            self._fail(at, f"{pipeline.name} needs a `reward`: a name, a Hub id, a folder, a plug-in or {{step: RM}}")
+        if isinstance(written, dict):
+            return self._trained_reward(written, at)
+        given, entry = self._reference(at, self.references.reward, written)
+        return Model(given, entry=entry)
+
+    def _trained_reward(self, written: dict[str, Any], at: YamlPath) -> Model:
+        """`{step: RM, model: M, seed: 0}`: the steps of that reward model, shared by all who name it."""
+        point = self.point
+        seeds = [choice.value for choice in point.experiment.seeds]
+        trained = Point(
+            experiment=point.experiment,
+            method=written["step"],
+            model=written.get("model", point.model),
+            dataset=written.get("dataset", point.dataset),
+            seed=written.get(SEED, seeds[0]),
+            own={},
+            settings=point.settings,
+            shown={},
+            path=at,
+            model_path=(*at, "model") if "model" in written else point.model_path,
+            dataset_path=(*at, "dataset") if "dataset" in written else point.dataset_path,
+        )
+        planner = RunPlanner(trained, self.references, self.resolver, self.planned)
+        steps, _ = planner.steps()
+        self.made.extend(step for step in steps if step.key not in {each.key for each in self.made})
+        return planner.models[REWARD]
+
+    def _reference(self, path: YamlPath, lookup: Any, name: Any) -> Any:
+        try:
+            return lookup(name)
+        except UnknownReference as error:
+            return self._fail(path, str(error))
+        except OSError as error:
+            return self._fail(path, f"{error.filename} cannot be read: {error.strerror}")
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def _stage(self, pipeline: Pipeline) -> None:
+        inputs: dict[str, Input] = {}
+        fixed: dict[str, Any] = {}
+        source: ModelEntry | None = None
+        written = self._written(pipeline)
+        for role, resource in pipeline.takes.items():
+            if resource == REWARD:
+                model = self._reward(pipeline, written.get(REWARD))
+                if model is None:
+                    continue
+                inputs.update(model.inputs(role))
+                if isinstance(model.entry, RewardEntry):
+                    fixed.update(reverse=model.entry.reverse, template=model.entry.template)
+                self._mark(pipeline, model)
+            elif resource in self.models:
+                inputs.update(self.models[resource].inputs(role))
+                source = self.models[resource].entry
+            elif resource in self.products:
+                inputs[role] = self.products[resource]
+            else:
+                makers = [each.name for each in self.pipelines.values() if each.gives == resource]
+                at = (*self.point.experiment.path, "pipelines")
+                self._fail(at, f"{pipeline.name} needs {resource}: list {' or '.join(makers)} too")
+        fixed = {name: value for name, value in fixed.items() if name in pipeline.params.model_fields}
+        if "gold" in pipeline.params.model_fields:
+            fixed["gold"] = self.gold
+        step = self._step(pipeline, inputs, fixed, self.point.dataset, source)
+        self._leave(pipeline, step)
+
+    def _leave(self, pipeline: Pipeline, step: PlannedStep) -> None:
+        """Put what the step makes where later stages look for it."""
+        made: Input = {"step": step.key}
+        if pipeline.gives not in ("policy", REWARD):
+            self.products[pipeline.gives] = made
+            return
+        before = self.models["policy" if pipeline.gives == "policy" else "base"]
+        adapter = step.params.get("lora") is not None
+        entry = before.entry
+        self.models[pipeline.gives] = Model(before.weights, made, entry) if adapter else Model(made, entry=entry)
+
+    def _mark(self, pipeline: Pipeline, model: Model) -> None:
+        """Remember which rewards trained the policy, and mark scores that come from one of them."""
+        if pipeline.gives == "policy":
+            self.trained_with.append(model.identity())
+        elif model.identity() in self.trained_with:
+            self.marks.append(f"{pipeline.name}: the reward that scores this run also trained it")
+
+    def _written(self, pipeline: Pipeline) -> dict[str, Any]:
+        """The user's values for a pipeline: its mapping beside `tasks`, and the task's own keys for the method."""
+        chosen = self.point.settings.get(pipeline.name, {})
+        return {**chosen, **self.point.own} if pipeline.name == self.point.method else chosen
+
+    def _step(
+        self,
+        pipeline: Pipeline,
+        inputs: dict[str, Input],
+        fixed: dict[str, Any],
+        dataset: str,
+        source: ModelEntry | None,
+    ) -> PlannedStep:
+        point = self.point
+        written = dict(self._written(pipeline))
+        written.pop(REWARD, None)
+        seed = written.pop(SEED, point.seed) if pipeline.seeded else None
+        if is_plugin(written.get("rule", fixed.get("rule"))):
+            written["rule"] = "plugin"
+        try:
+            resolved = self.resolver.resolve(pipeline, written, point.model, dataset, source, fixed)
+        except ValidationError as error:
+            raise StageError(self._parameter_problems(error, pipeline, written)) from None
+        key = step_key(pipeline.name, pipeline.version, resolved.hashed, inputs, seed)
+        step = self._known(key)
+        if step is None:
+            name = self._step_name(pipeline, seed, key)
+            unavailable, unresolved = self._obstacles(pipeline, inputs)
+            step = PlannedStep(
+                key, pipeline.name, name, pipeline.version, resolved.values, inputs, seed, unavailable, unresolved
+            )
+        if all(each.key != step.key for each in self.made):
+            self.made.append(step)
+        return step
+
+    def _known(self, key: str) -> PlannedStep | None:
+        return self.planned.get(key) or next((step for step in self.made if step.key == key), None)
+
+    def _step_name(self, pipeline: Pipeline, seed: int | None, key: str) -> str:
+        point = self.point
+        parts = [safe(point.dataset)]
+        if pipeline.name != PREP:
+            parts = [safe(point.model), *parts, *parameter_parts(self._shown_for(pipeline))]
+        if not pipeline.method and pipeline.name != PREP:
+            parts = [safe(point.method), *parts]
+        return join_name([*parts, *([f"s{seed}"] if seed is not None else [])], key)
+
+    def _shown_for(self, pipeline: Pipeline) -> dict[str, Any]:
+        """The chosen parameters that this step and those before it depend on."""
+        shown = {}
+        for name, value in self.point.shown.items():
+            owner, dot, inner = name.rpartition(".")
+            owner = owner if dot else self.point.method
+            if owner in self.pipelines and self.pipelines[owner].rank <= pipeline.rank:
+                shown[inner if owner == pipeline.name else name] = value
+        return shown
+
+    def _obstacles(self, pipeline: Pipeline, inputs: dict[str, Input]) -> tuple[str | None, str | None]:
+        """Why a step cannot run by this release, or without a network; its parents' reasons are its own."""
+        parents = [step for given in inputs.values() if "step" in given and (step := self._known(given["step"]))]
+        unavailable = None if pipeline.available else f"{pipeline.name} comes with a later release"
+        for parent in parents:
+            if parent.unavailable:
+                unavailable = unavailable or f"needs {parent.pipeline}, which is unavailable"
+        unresolved = None
+        for given in inputs.values():
+            if "hub" in given and not given.get("revision"):
+                unresolved = unresolved or f"{given['hub']} is on the Hub and not resolved to a commit"
+        for parent in parents:
+            if parent.unresolved:
+                unresolved = unresolved or f"needs {parent.pipeline}, which is unresolved"
+        return unavailable, unresolved
+
+    # -- problems -------------------------------------------------------------------------------------------------
+
+    def _fail(self, path: YamlPath, message: str) -> Any:
+        raise StageError([self.document.problem(path, message)])
+
+    def _place_of(self, pipeline: Pipeline, name: str) -> YamlPath:
+        """Where a parameter of `pipeline` stands, or would."""
+        for base in (self.point.path, (*self.point.experiment.path, pipeline.name)):
+            if (*base, name) in self.document.values and (
+                base != self.point.path or pipeline.name == self.point.method
+            ):
+                return (*base, name)
+        if pipeline.name == self.point.method:
+            return self.point.path
+        base = (*self.point.experiment.path, pipeline.name)
+        return base if base in self.document.values else (*self.point.experiment.path, "pipelines")
+
+    def _parameter_problems(self, error: ValidationError, pipeline: Pipeline, written: dict[str, Any]) -> list[Problem]:
+        """Pydantic's errors at the key that was written, or at the mapping where several keys do not fit together."""
+        problems: list[Problem] = []
+        for each in error.errors(include_url=False):
+            name = str(each["loc"][0]) if each["loc"] else ""
+            at = self._place_of(pipeline, name)
+            if each["type"] == "missing" and len(each["loc"]) == 1:
+                where = f"{pipeline.name} needs {name}"
+                hint = "; neither the task nor pipelines/optim.yaml gives it" if name in TABLED else ""
+                problems.append(
+                    self.document.problem((*at, name), f"is required and missing: {where}{hint}", at_key=True)
+                )
+            elif name and name not in written:
+                message = f"{pipeline.name}.{name} of {self.point.dataset}, from a name table: {each['msg']}"
+                problems.append(self.document.problem(at, message))
+            else:
+                problems.extend(
+                    pydantic_problems(error, self.document, at, pipeline.params, 1 if name else 0, name or None)
+                )
+        return list(dict.fromkeys(problems)) or [self.document.problem(self.point.path, str(error))]
