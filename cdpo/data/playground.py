@@ -148,8 +148,8 @@ def make(train: int, tune: int, evaluation: int, seed: int) -> dict[str, list[di
     sizes = {"eval": evaluation, "tune": tune, "train": train}
     if sum(sizes.values()) > MOST_PROMPTS // 2:
         raise StepError(
-            f"the playground was asked for {sum(sizes.values())} distinct prompts and gives at most {MOST_PROMPTS // 2}; "
-            f"lower `playground: {{train, tune, eval}}`"
+            f"the playground was asked for {sum(sizes.values())} distinct prompts and gives at most "
+            f"{MOST_PROMPTS // 2}; lower `playground: {{train, tune, eval}}`"
         )
     prompts = _distinct_prompts(random.Random(derive_seed(seed, "playground", "prompts")))
     return {split: [_row(text, seed) for text in itertools.islice(prompts, size)] for split, size in sizes.items()}

@@ -19,7 +19,7 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def with_ids(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of one split with `prompt_id`: the prompt's hash, plus `.1`, `.2`, ... for later rows of an equal prompt."""
+    """The rows of one split with `prompt_id`: the prompt's hash, with `.1`, `.2`, ... on later rows of that prompt."""
     seen: Counter[str] = Counter()
     named = []
     for row in rows:

@@ -29,14 +29,15 @@ TEMPLATES = {"plain": _PLAIN, "inst": _INST}
 def use_template(tokenizer: Any, name: str | None) -> None:
     """Give `tokenizer` the template `name`; with None keep its own.
 
-    The text begins with the BOS token where the tokenizer puts one before every text of itself: so was the model trained.
+    The text begins with the BOS token where the tokenizer puts one before every text: so was the model trained.
     Raises StepError, naming the model, for an unknown name and for a tokenizer that has no template and is given none.
     """
     model = getattr(tokenizer, "name_or_path", "") or "this tokenizer"
     if name is None:
         if not tokenizer.chat_template:
             raise StepError(
-                f"{model} has no chat template; choose one of cdpo's with `template: {'` or `template: '.join(TEMPLATES)}`"
+                f"{model} has no chat template; choose one of cdpo's: "
+                + " or ".join(f"`template: {each}`" for each in TEMPLATES)
             )
         return
     if name not in TEMPLATES:

@@ -16,7 +16,7 @@ from cdpo.seeds import derive_seed
 SIZES: dict[str, int] = {
     "hidden_size": 128,
     "intermediate_size": 352,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
 }
@@ -53,7 +53,7 @@ def build_tiny(spec: dict[str, Any], folder: Path) -> None:
 def build_tiny_for_text(
     texts: Iterable[str], folder: Path, vocab_size: int = 2048, seed: int = 0, **sizes: int
 ) -> None:
-    """Write a tiny model whose tokenizer is a byte-level BPE of `vocab_size` tokens (256 at least) learned from `texts`.
+    """Write a tiny model whose tokenizer is a byte-level BPE of `vocab_size` tokens (over 263) learned from `texts`.
 
     Decoding gives back every text. `sizes` are those of SIZES, with a context of 512 by default.
     """

@@ -42,8 +42,8 @@ _closings: WeakKeyDictionary[Any, tuple[str, _Closing]] = WeakKeyDictionary()
 def encode(tokenizer: Any, prompt: Sequence[Message], response: Sequence[Message] | str) -> Encoded:
     """Token ids of a prompt and of one assistant turn that answers it; `prompt_ids + response_ids` is a training row.
 
-    Raises ControlTokenError where the response's text spells the end-of-turn token, StepError where the model's template
-    does not write a conversation as its opened prompt followed by the response.
+    Raises ControlTokenError where the response's text spells the end-of-turn token, StepError where the model's
+    template does not write a conversation as its opened prompt followed by the response.
     """
     turn = [assistant(response)] if isinstance(response, str) else list(response)
     if len(turn) != 1 or turn[0]["role"] != "assistant":
@@ -53,8 +53,8 @@ def encode(tokenizer: Any, prompt: Sequence[Message], response: Sequence[Message
     whole = _text(tokenizer, [*prompt, *turn], opened=False)
     if not whole.startswith(opened) or not whole.endswith(closing.text):
         raise StepError(
-            f"the chat template of {_name(tokenizer)} does not write a conversation as the prompt followed by the response; "
-            "choose one of cdpo's with `template: plain` or `template: inst`"
+            f"the chat template of {_name(tokenizer)} does not write a conversation as the prompt followed by the "
+            "response; choose one of cdpo's with `template: plain` or `template: inst`"
         )
     content = whole[len(opened) : len(whole) - len(closing.text)]
     if closing.up_to_end is None:
@@ -77,7 +77,7 @@ def end_token_id(tokenizer: Any) -> int:
 
 
 def decode_response(tokenizer: Any, response_ids: Sequence[int]) -> str:
-    """The text of a response from its ids, with or without the end token: no special tokens, no white space around it."""
+    """The text of a response from its ids, up to the end token: no special tokens, no white space around it."""
     end = end_token_id(tokenizer)
     ids = list(response_ids)
     kept = ids[: ids.index(end)] if end in ids else ids
