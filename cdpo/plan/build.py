@@ -18,7 +18,7 @@ from cdpo.plan.stages import RunPlanner, StageError
 
 
 def plan_file(tasks: Path, configs: Path, known: Mapping[str, dict[str, Any]] | None = None) -> Plan:
-    """The plan of one tasks file; `known` are the file records of an earlier plan. Raises ConfigError with all problems."""
+    """The plan of one tasks file; `known` are the file records of an earlier plan. Raises ConfigError, all at once."""
     tables = read_tables(configs)
     experiments = read_experiments(tasks, tables)
     references = References(tables, Path(tasks).resolve().parent, known)

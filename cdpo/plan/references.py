@@ -100,14 +100,14 @@ class References:
             raise UnknownReference(str(error)) from None
 
     def dataset(self, name: str) -> tuple[dict[str, Input], DatasetEntry, dict[str, Any]]:
-        """The sources of a dataset by role (`source`, `source_eval`), its entry, and the PREP parameters of its entry."""
+        """The sources of a dataset by role (`source`, `source_eval`), its entry, and its parameters of PREP."""
         if ("dataset", name) not in self._cache:
             if name in self.tables.datasets:
                 entry, params = self.tables.datasets[name]
             elif looks_local(name) or name.endswith(DATA_SUFFIXES):
-                entry, params = DatasetEntry(path=name), {}
+                entry, params = DatasetEntry(path=name), {"rule": "preference"}
             elif HUB_ID.match(name):
-                entry, params = DatasetEntry(id=name), {}
+                entry, params = DatasetEntry(id=name), {"rule": "preference"}
             else:
                 hint = suggest(name, self.tables.datasets)
                 raise UnknownReference(

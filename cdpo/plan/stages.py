@@ -238,8 +238,8 @@ class RunPlanner:
         written = dict(self._written(pipeline))
         written.pop(REWARD, None)
         seed = written.pop(SEED, point.seed) if pipeline.seeded else None
-        if is_plugin(written.get("rule", fixed.get("rule"))):
-            written["rule"] = "plugin"
+        if "rule_plugin" in inputs:  # identified by the hash of its file, wherever that lies
+            written["rule"] = PLUGIN
         try:
             resolved = self.resolver.resolve(pipeline, written, point.model, dataset, source, fixed)
         except ValidationError as error:

@@ -1,0 +1,50 @@
+"""Frozen plans: `.cdpo/plans/<name>.json`, one per tasks file, and what has changed since one was frozen."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdpo.errors import UsageError
+from cdpo.files import read_json, write_text
+from cdpo.plan.graph import Plan
+from cdpo.plan.names import safe
+
+
+def plan_name(tasks: Path) -> str:
+    """The name of a tasks file's plan: two files of one name, in different folders, have different plans."""
+    place = str(Path(tasks).resolve())
+    return f"{safe(Path(tasks).stem)}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+
+
+def read_plan(plans: Path, tasks: Path) -> tuple[Plan, dict[str, Any]] | None:
+    """The frozen plan of a tasks file with what `prep` noted, or None."""
+    path = plans / f"{plan_name(tasks)}.json"
+    if not path.exists():
+        return None
+    try:
+        value = read_json(path)
+        return Plan.from_json(value), value.get("prep", {})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: not a plan that this version reads ({error}); remove it and run `cdpo prep`"
+        ) from None
+
+
+def write_plan(plans: Path, plan: Plan, prep: Mapping[str, Any]) -> Path:
+    import json
+
+    path = plans / f"{plan_name(Path(plan.tasks))}.json"
+    value = {**plan.to_json(), "name": path.stem, "prep": dict(prep)}
+    write_text(path, json.dumps(value, ensure_ascii=False) + "\n")
+    return path
+
+
+def changed_files(before: Plan, now: Plan) -> list[str]:
+    """Files that decided the plan and are new, gone or different."""
+    names = sorted({*before.files, *now.files})
+    return [
+        name
+        for name in names
+        if (before.files.get(name) or {}).get("sha256") != (now.files.get(name) or {}).get("sha256")
+    ]
