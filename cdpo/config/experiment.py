@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from cdpo.config.canonical import canonical_json
 from cdpo.config.forms import experiment_mappings
-from cdpo.config.paths import ENVIRONMENT
+from cdpo.config.paths import ENVIRONMENT, names_function
 from cdpo.config.problems import ConfigError, Problem, YamlPath, suggest
 from cdpo.config.tables import Tables, pydantic_problems
 from cdpo.config.yaml_reader import Document, read_yaml
@@ -24,6 +24,8 @@ BASE = "BASE"
 KEYS = ("tag", "pipelines", "model", "dataset", "tasks", "seed", "exclude", "include")
 #: keys that a mapping of a pipeline may hold beside the pipeline's own parameters
 SEED, REWARD = "seed", "reward"
+#: what `rule` is in a step whose rule is a user's own function, which is an input of the step
+PLUGIN = "plugin"
 TAG = re.compile(r"[^\W.][\w.+-]{0,63}\Z")
 
 
@@ -247,8 +249,9 @@ class _ExperimentReader:
 
     def _value_problems(self, pipeline: Pipeline, name: str, choice: Choice) -> list[Problem]:
         """What is wrong with one value by itself; what concerns several parameters is found when runs are built."""
+        value = PLUGIN if name == "rule" and names_function(choice.value) else choice.value
         try:
-            pipeline.params.model_validate({name: choice.value})
+            pipeline.params.model_validate({name: value})
         except ValidationError as error:
             return pydantic_problems(error, self.document, choice.path, pipeline.params, strip=1, only=name)
         return []

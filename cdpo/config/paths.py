@@ -4,8 +4,12 @@ import glob
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+
+#: a user's own function: `./my.py:score`, `package.module:score`
+FUNCTION = re.compile(r"(?P<source>[^:]+):(?P<function>[A-Za-z_]\w*)\Z")
 
 
 class PathError(ValueError):
@@ -27,6 +31,11 @@ def expand_environment(text: str) -> str:
 def looks_local(text: str) -> bool:
     """Whether a name can only be a local path: it begins with `.`, `/`, `~` or `${env:`."""
     return text.startswith(("./", "../", "/", "~", "${env:"))
+
+
+def names_function(value: Any) -> bool:
+    """Whether a value names a user's own function (a plug-in)."""
+    return isinstance(value, str) and bool(FUNCTION.match(value))
 
 
 def find(text: str, beside: Path) -> list[Path]:

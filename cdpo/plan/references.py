@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from cdpo.config.canonical import digest
-from cdpo.config.paths import PathError, find, looks_local
+from cdpo.config.paths import FUNCTION, PathError, find, looks_local, names_function
 from cdpo.config.problems import suggest
 from cdpo.config.tables import DatasetEntry, ModelEntry, RewardEntry, Tables
 from cdpo.files import file_sha256
 from cdpo.plan.graph import Input
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
-PLUGIN = re.compile(r"(?P<source>[^:]+(?:\.py)?):(?P<function>[A-Za-z_]\w*)\Z")
 DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 #: a file that was hashed within so many nanoseconds of its last change could have changed again unseen
 _SETTLED = 2_000_000_000
@@ -58,7 +57,7 @@ class References:
 
     def reward(self, name: str) -> tuple[Input, RewardEntry]:
         """A reward model in the same ways, or a plug-in (`./my.py:score`)."""
-        if is_plugin(name) and name not in self.tables.rewards:
+        if names_function(name) and name not in self.tables.rewards:
             return self.plugin(name), RewardEntry(id=name)
         given, entry = self._named("reward", name, self.tables.rewards)
         return given, entry if isinstance(entry, RewardEntry) else RewardEntry(**entry.model_dump())
@@ -139,7 +138,7 @@ class References:
 
     def plugin(self, reference: str) -> Input:
         """`./my.py:score` or `package.module:score`, hashed by the file that holds it."""
-        match = PLUGIN.match(reference)
+        match = FUNCTION.match(reference)
         if not match:
             raise UnknownReference(f"{reference!r} is not FILE.py:FUNCTION or package.module:FUNCTION")
         source, function = match["source"], match["function"]
@@ -153,11 +152,6 @@ class References:
         if spec is None or not spec.origin:
             raise UnknownReference(f"there is no module {source}")
         return {"plugin": reference, "sha256": digest([self.hash_file(Path(spec.origin)), function])}
-
-
-def is_plugin(name: Any) -> bool:
-    """Whether a value names a user's own function."""
-    return isinstance(name, str) and bool(PLUGIN.match(name)) and not name.startswith(("http:", "https:"))
 
 
 def _settled(record: Mapping[str, Any]) -> bool:

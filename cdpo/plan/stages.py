@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cdpo.config.experiment import REWARD, SEED
+from cdpo.config.experiment import PLUGIN, REWARD, SEED
+from cdpo.config.paths import names_function
 from cdpo.config.problems import Problem, YamlPath
 from cdpo.config.tables import ModelEntry, RewardEntry, pydantic_problems
 from cdpo.pipeline import Pipeline, pipelines
@@ -17,7 +18,7 @@ from cdpo.plan.identity import input_identity, step_key
 from cdpo.plan.matrix import Point
 from cdpo.plan.names import join_name, parameter_parts, safe
 from cdpo.plan.parameters import ParameterResolver
-from cdpo.plan.references import References, UnknownReference, is_plugin
+from cdpo.plan.references import References, UnknownReference
 
 PREP = "PREP"
 #: parameters that `configs/pipelines/optim.yaml` may give
@@ -111,7 +112,7 @@ class RunPlanner:
         sources, entry, params = self._reference(path, self.references.dataset, dataset)
         rule = {**params, **self.point.settings.get(PREP, {})}.get("rule")
         inputs = dict(sources)
-        if is_plugin(rule):
+        if names_function(rule):
             inputs["rule_plugin"] = self._reference(path, self.references.plugin, rule)
         self.gold = entry.gold
         step = self._step(self.pipelines[PREP], inputs, fixed=params, dataset=dataset, source=None)
@@ -266,7 +267,7 @@ class RunPlanner:
             parts = [safe(point.model), *parts, *parameter_parts(self._shown_for(pipeline))]
         if not pipeline.method and pipeline.name != PREP:
             parts = [safe(point.method), *parts]
-        return join_name([*parts, *([f"s{seed}"] if seed is not None else [])], key)
+        return join_name(parts if pipeline.name == PREP else [*parts, f"s{point.seed if seed is None else seed}"], key)
 
     def _shown_for(self, pipeline: Pipeline) -> dict[str, Any]:
         """The chosen parameters that this step and those before it depend on."""

@@ -22,7 +22,7 @@ class StepState:
 
 
 def states(plan: Plan, finished: Mapping[str, Path], code: Callable[[], str] | None = None) -> dict[str, StepState]:
-    """The state of every step, by key. `finished` maps 12 digits of a key to its folder; `code` gives today's digest."""
+    """The state of every step, by key; `finished` maps 12 digits of a key to a folder, `code` gives today's digest."""
     found: dict[str, StepState] = {}
     missing = [step for step in plan.steps.values() if step.key[:12] not in finished]
     seen = _Seen(finished, {step.pipeline for step in missing})
