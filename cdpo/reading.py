@@ -1,0 +1,204 @@
+"""Reads what finished steps measured: for each run its metrics, prompt by prompt. No statistics here."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cdpo.config.canonical import canonical_json
+from cdpo.pipeline import Pipeline, pipelines
+from cdpo.stats.paired import Column
+from cdpo.store import Store
+from cdpo.store.names import short
+
+#: where training metrics are read when nothing was generated, and where reward models are judged
+EVAL = "eval"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of one run, prompt by prompt."""
+
+    column: Column
+    split: str
+    #: measured by a training step's final evaluation, not on responses
+    training: bool
+    #: equal for two runs exactly if their numbers are of the same kind: same reward, same split, same training pipeline
+    meaning: str
+
+
+@dataclass
+class RunScores:
+    """A run, as far as it has come."""
+
+    name: str
+    tag: str
+    seed: int
+    method: str
+    model: str
+    dataset: str
+    params: dict[str, Any]
+    steps: list[str]
+    marks: list[str]
+    state: str
+    #: the finished steps in order: what kind of resource each gives, and its folder
+    folders: list[tuple[str, Path]] = field(default_factory=list)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    #: key of the last step that gave a policy, and of the one before; None for none
+    policy: str | None = None
+    started_from: str | None = None
+    #: equal for runs that are generated from and scored in the same way
+    evaluation: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.tag}/{self.name}"
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A finished step."""
+
+    key: str
+    folder: Path
+    pipeline: Pipeline
+    manifest: dict[str, Any]
+
+
+class Reader:
+    """Reads every step once, however many runs share it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._folders = store.finished()
+        self._steps: dict[str, _Finished | None] = {}
+        self._tables: dict[str, dict[str, dict[str, Column]]] = {}
+
+    def run(self, ref: dict[str, Any]) -> RunScores:
+        """The run that a ref of the store describes."""
+        found = [self._step(key) for key in ref["steps"]]
+        steps = [step for step in found if step is not None]
+        names = ("name", "tag", "seed", "method", "model", "dataset", "params", "steps")
+        run = RunScores(
+            **{name: ref[name] for name in names},
+            marks=list(ref.get("marks", ())),
+            state="done" if len(steps) == len(found) else "unfinished",
+            folders=[(step.pipeline.gives, step.folder) for step in steps],
+        )
+        policies = [step for step in steps if step.pipeline.gives == "policy"]
+        if policies:
+            run.policy = policies[-1].key
+        if len(policies) > 1:
+            run.started_from = policies[-2].key
+        split, evaluation = EVAL, []
+        for step in steps:
+            if step.pipeline.gives == "responses":
+                split = step.manifest["params"].get("split", EVAL)
+            if step.pipeline.gives in ("responses", "scores"):
+                evaluation.append([step.pipeline.name, step.manifest["params"], _reward(step)])
+        run.evaluation = canonical_json(evaluation)
+        trained = self._trained(run.method, steps)
+        if trained is not None:
+            run.metrics |= self._training(trained, split)
+        for step in steps:
+            if step.pipeline.gives == "scores":
+                run.metrics |= self._evaluation(step, split)
+        return run
+
+    def reward_models(self, runs: Iterable[RunScores]) -> list[RunScores]:
+        """The reward models that were trained for `runs`, each once, as runs of one step."""
+        found: dict[str, RunScores] = {}
+        for run in runs:
+            for key in run.steps:
+                step = self._step(key)
+                if step is None or step.pipeline.gives != "reward" or key in found:
+                    continue
+                seed = step.manifest.get("seed") or 0
+                found[key] = RunScores(
+                    step.manifest["name"],
+                    run.tag,
+                    seed,
+                    step.pipeline.name,
+                    run.model,
+                    run.dataset,
+                    {},
+                    [key],
+                    [],
+                    "done",
+                )
+                found[key].metrics = self._training(step, EVAL)
+        return list(found.values())
+
+    @staticmethod
+    def _trained(method: str, steps: Sequence[_Finished]) -> _Finished | None:
+        """The step whose training metrics are the run's: its method's own, which is the last that gives a policy."""
+        gives = pipelines()[method].gives if method in pipelines() else "policy"
+        return next((step for step in reversed(steps) if step.pipeline.gives == gives), None)
+
+    def _training(self, step: _Finished, split: str) -> dict[str, Metric]:
+        tables = self._table(step)
+        split = split if split in tables else EVAL
+        meaning = f"{step.pipeline.name} {split}"
+        return {name: Metric(column, split, True, meaning) for name, column in self._shown(step, tables.get(split, {}))}
+
+    def _evaluation(self, step: _Finished, split: str) -> dict[str, Metric]:
+        shown = self._shown(step, self._table(step).get(split, {}))
+        reward = canonical_json([split, _reward(step), {**step.manifest["params"], "gold": None}])
+        gold = canonical_json([split, step.manifest["params"].get("gold")])
+        return {
+            name: Metric(column, split, False, gold if name.startswith("gold/") else reward) for name, column in shown
+        }
+
+    @staticmethod
+    def _shown(step: _Finished, columns: dict[str, Column]) -> Iterable[tuple[str, Column]]:
+        for name, column in step.pipeline.metrics.items():
+            if column in columns:
+                yield name, columns[column]
+
+    def _step(self, key: str) -> _Finished | None:
+        if key not in self._steps:
+            folder = self._folders.get(short(key))
+            self._steps[key] = None
+            if folder is not None:
+                manifest = self.store.manifest(folder)
+                known = pipelines().get(manifest["pipeline"])
+                if known is not None:
+                    self._steps[key] = _Finished(key, folder, known, manifest)
+        return self._steps[key]
+
+    def _table(self, step: _Finished) -> dict[str, dict[str, Column]]:
+        """The shown columns of `out/scores.parquet` by split; rows without a value are left out of that column."""
+        if step.key not in self._tables:
+            path = step.folder / "out" / "scores.parquet"
+            self._tables[step.key] = _read(path, set(step.pipeline.metrics.values())) if path.exists() else {}
+        return self._tables[step.key]
+
+
+def _reward(step: _Finished) -> Any:
+    """What stands behind the roles of a reward: the same value for the same reward model or function."""
+    inputs = step.manifest["inputs"]
+    return {role: inputs[role] for role in sorted(inputs) if role.startswith("reward")}
+
+
+def _read(path: Path, wanted: set[str]) -> dict[str, dict[str, Column]]:
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    names = [name for name in file.schema_arrow.names if name in wanted]
+    table = file.read(columns=["split", "prompt_id", *names], use_threads=False)
+    splits = np.array(table["split"].to_pylist(), dtype=object)
+    ids = np.array(table["prompt_id"].to_pylist(), dtype=object)
+    numbers = {name: table[name].to_numpy().astype(np.float64) for name in names}
+    shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+    found: dict[str, dict[str, Column]] = {}
+    for split in dict.fromkeys(splits.tolist()):
+        here = splits == split
+        columns = found[split] = {}
+        for name, values in numbers.items():
+            kept = here & np.isfinite(values)
+            if kept.any():
+                row_ids = tuple(ids[kept])
+                # one tuple for all columns of the same rows: comparing them is then a comparison of addresses
+                columns[name] = Column(shared.setdefault(row_ids, row_ids), values[kept])
+    return found

@@ -1,0 +1,291 @@
+"""What the finished steps of a store say: every metric of every run with its interval, by configuration over seeds, compared.
+
+Which numbers: the metrics of a run's evaluation steps and of its last training step (a DPO run shows no SFT loss), all on
+the split that was generated for, `eval` where nothing was generated. A reward model's own accuracy is listed by itself.
+
+Intervals are over prompts and hold fixed everything else: the seeds, the trained models, the sampled responses, the
+reward model. A configuration's values are first averaged over its seeds, prompt by prompt; what other seeds would have
+given is another interval (`between_seeds`). cdpo/stats/ has the rules.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdpo.config.canonical import canonical_json
+from cdpo.errors import CdpoError, UsageError
+from cdpo.reading import Metric, Reader, RunScores
+from cdpo.stats.intervals import estimate
+from cdpo.stats.paired import Column, align, average, between_seeds, paired, prompts
+from cdpo.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def results(tag: str | None = None, store: str | Path | None = None) -> "pd.DataFrame":
+    """One row per run: what it is, its parameters, and for each metric `NAME`, `NAME/low`, `NAME/high`, `NAME/n`.
+
+    `store` is the store's folder; by default `$CDPO_STORE`, or `./.cdpo`.
+    """
+    import pandas as pd
+
+    rows = []
+    for run in collect(_root(store), tag)["runs"]:
+        row = {name: run[name] for name in ("name", "tag", "seed", "method", "model", "dataset", "state")}
+        row |= run["params"]
+        for name, value in run["metrics"].items():
+            row |= {name: value["mean"], **{f"{name}/{part}": value[part] for part in ("low", "high", "n")}}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def responses(run: str, tag: str | None = None, store: str | Path | None = None) -> "pd.DataFrame":
+    """What a run answered, one row per prompt, with its scores beside it where there are any.
+
+    Raises UsageError for a run that is unknown, ambiguous, or has generated nothing yet.
+    """
+    import pandas as pd
+
+    reader = Reader(Store(_root(store)))
+    chosen = _find(run, [reader.run(ref) for ref in reader.store.read_refs(tag)], "run")
+    made = {gives: folder for gives, folder in chosen.folders if gives in ("responses", "scores")}
+    if "responses" not in made:
+        raise UsageError(f"the run {chosen.label} has generated nothing yet; `cdpo status` says what is missing")
+    table = pd.read_parquet(made["responses"] / "out" / "responses.parquet")
+    if "scores" in made:
+        scores = pd.read_parquet(made["scores"] / "out" / "scores.parquet")
+        table = table.merge(scores, on=["split", "prompt_id"], how="left", validate="one_to_one")
+    return table
+
+
+def collect(store: str | Path, tag: str | None = None) -> dict[str, Any]:
+    """Everything that `cdpo results --json` prints: `runs`, `groups` (configurations, over seeds) and `reward_models`.
+
+    A metric is {mean, low, high, n, split, conditional_on}; a group's has `seeds` and `between_seeds` too. `versus` of a
+    group compares it, prompt by prompt, with the group of the policies that its training started from (SFT).
+    """
+    reader = Reader(Store(Path(store)))
+    runs = [reader.run(ref) for ref in reader.store.read_refs(tag)]
+    groups = _grouped(runs)
+    return {
+        "runs": [_run_entry(run) for run in runs],
+        "groups": [_group_entry(group, groups) for group in groups],
+        "reward_models": [_reward_model_entry(run) for run in reader.reward_models(runs)],
+    }
+
+
+def compare(store: str | Path, a: str, b: str, tag: str | None = None) -> dict[str, Any]:
+    """`a` minus `b`, paired by prompt, for every metric that both have; each is the name of a run or of a configuration
+    (or `tag/name`). A configuration's values are averaged over its seeds.
+
+    Gives {a, b, metrics: {NAME: {a_mean, b_mean, difference, low, high, p, n, wins, ties, losses, unpaired,
+    conditional_on, between_seeds}}, not_compared: {NAME: why}}. Raises UsageError for a name that is unknown or
+    ambiguous, CdpoError where the two share no metric.
+    """
+    reader = Reader(Store(Path(store)))
+    runs = [reader.run(ref) for ref in reader.store.read_refs(tag)]
+    known = [Group([run], run.name) for run in runs] + [
+        group for group in _grouped(runs) if group.name not in _names(runs)
+    ]
+    one, other = _find(a, known, "run or configuration"), _find(b, known, "run or configuration")
+    metrics, not_compared = _differences(one, other)
+    if not metrics:
+        why = (
+            "; ".join(f"{name}: {reason}" for name, reason in not_compared.items()) or "one of them has no results yet"
+        )
+        raise CdpoError(f"{one.label} and {other.label} cannot be compared: {why}")
+    return {"a": one.label, "b": other.label, "metrics": metrics, "not_compared": not_compared}
+
+
+class Group:
+    """Runs that differ in nothing but their seed."""
+
+    def __init__(self, runs: Sequence[RunScores], name: str | None = None) -> None:
+        self.runs = sorted(runs, key=lambda run: run.seed)
+        self.tag = runs[0].tag
+        self.name = name or _common_name(self.runs)
+        self.label = f"{self.tag}/{self.name}"
+        self.metrics = list(dict.fromkeys(name for run in self.runs for name in run.metrics))
+
+    def having(self, metric: str) -> list[RunScores]:
+        return [run for run in self.runs if metric in run.metrics]
+
+
+def _grouped(runs: Iterable[RunScores]) -> list[Group]:
+    found: dict[str, list[RunScores]] = {}
+    for run in runs:
+        params = {name: value for name, value in run.params.items() if name != "seed"}
+        identity = canonical_json([run.tag, run.method, run.model, run.dataset, params])
+        found.setdefault(identity, []).append(run)
+    return [Group(members) for members in found.values()]
+
+
+def _common_name(runs: Sequence[RunScores]) -> str:
+    """The runs' name without its seed; a name that was cut has none, and then the first one's stands for all."""
+    stripped = {re.sub(rf"_s{run.seed}$", "", run.name) for run in runs}
+    return stripped.pop() if len(stripped) == 1 else f"{runs[0].name} and {len(runs) - 1} more seeds"
+
+
+def _seeds(runs: Sequence[RunScores]) -> str:
+    seeds = ", ".join(str(run.seed) for run in runs)
+    return f"seed {seeds}" if len(runs) == 1 else f"seeds {seeds}"
+
+
+def _fixed(runs: Sequence[RunScores], metric: str) -> str:
+    what = (
+        "the trained model" if runs[0].metrics[metric].training else "the trained model, its responses and their reward"
+    )
+    each = "" if len(runs) == 1 else ", values averaged over seeds"
+    return f"{_seeds(runs)}: {what} as they are; the interval is over prompts{each}"
+
+
+def _is_rate(metric: str) -> bool:
+    return "winrate" in metric or "accurac" in metric
+
+
+def _estimate(runs: Sequence[RunScores], metric: str) -> dict[str, Any] | None:
+    column = average([run.metrics[metric].column for run in runs])
+    if not column.ids:
+        return None
+    clusters = prompts(column.ids)
+    found = estimate(column.values, conditional_on=_fixed(runs, metric), rate=_is_rate(metric), clusters=clusters)
+    return {**asdict(found), "split": runs[0].metrics[metric].split}
+
+
+def _described(run: RunScores) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in ("method", "model", "dataset", "params")}
+
+
+def _run_entry(run: RunScores) -> dict[str, Any]:
+    metrics = {name: _estimate([run], name) for name in run.metrics}
+    return {
+        "name": run.name,
+        "tag": run.tag,
+        "seed": run.seed,
+        **_described(run),
+        "state": run.state,
+        "steps": run.steps,
+        "marks": run.marks,
+        "metrics": {name: value for name, value in metrics.items() if value is not None},
+    }
+
+
+def _group_entry(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
+    metrics = {}
+    for name in group.metrics:
+        having = group.having(name)
+        value = _estimate(having, name)
+        if value is not None:
+            over_seeds = between_seeds([float(run.metrics[name].column.values.mean()) for run in having])
+            value["seeds"] = [run.seed for run in having]
+            value["between_seeds"] = over_seeds and asdict(over_seeds)
+            metrics[name] = value
+    return {
+        "name": group.name,
+        "tag": group.tag,
+        "seeds": [run.seed for run in group.runs],
+        "runs": [run.name for run in group.runs],
+        **_described(group.runs[0]),
+        "state": "done" if all(run.state == "done" for run in group.runs) else "unfinished",
+        "marks": list(dict.fromkeys(mark for run in group.runs for mark in run.marks)),
+        "metrics": metrics,
+        "versus": _versus(group, groups),
+    }
+
+
+def _reward_model_entry(run: RunScores) -> dict[str, Any]:
+    metrics = {name: _estimate([run], name) for name in run.metrics}
+    return {"name": run.name, "key": run.steps[-1], "seed": run.seed, "metrics": metrics}
+
+
+def _versus(group: Group, groups: Sequence[Group]) -> dict[str, Any] | None:
+    """The group against that of the policies its runs' training started from; None where there is no such group."""
+    baselines = [other for other in groups if other is not group and _started_from(group, other)]
+    if len(baselines) != 1:
+        return None
+    metrics, not_compared = _differences(group, baselines[0], lambda metric: not metric.training)
+    return {"name": baselines[0].name, "metrics": metrics, "not_compared": not_compared} if metrics else None
+
+
+def _started_from(group: Group, other: Group) -> bool:
+    """Whether `other` evaluates, in the same way, the policies from which the runs of `group` were trained."""
+    by_seed = {run.seed: run for run in other.runs}
+    return group.tag == other.tag and all(
+        run.seed in by_seed
+        and run.started_from is not None
+        and run.started_from == by_seed[run.seed].policy
+        and run.evaluation == by_seed[run.seed].evaluation
+        for run in group.runs
+    )
+
+
+def _differences(
+    a: Group, b: Group, wanted: Callable[[Metric], bool] = lambda metric: True
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every shared metric's difference, and why the others have none."""
+    compared: dict[str, Any] = {}
+    not_compared: dict[str, str] = {}
+    for name in a.metrics:
+        ours, theirs = a.having(name), b.having(name)
+        if not theirs or not wanted(ours[0].metrics[name]):
+            continue
+        if _meanings(ours, name) != _meanings(theirs, name):
+            not_compared[name] = (
+                "it means different things: another reward model, another split or another training method"
+            )
+            continue
+        one = average([run.metrics[name].column for run in ours])
+        other = average([run.metrics[name].column for run in theirs])
+        seeds = _seeds(ours) if _seeds(ours) == _seeds(theirs) else f"{_seeds(ours)} against {_seeds(theirs)}"
+        fixed = f"{seeds}: models, responses and rewards as they are; the interval is over prompts, which are paired"
+        found = paired(one, other, conditional_on=fixed)
+        if found is None:
+            not_compared[name] = "they share no prompts"
+            continue
+        over_seeds = between_seeds(_seed_differences(ours, theirs, name))
+        compared[name] = {
+            "a_mean": float(one.values.mean()),
+            "b_mean": float(other.values.mean()),
+            **asdict(found),
+            "between_seeds": over_seeds and asdict(over_seeds),
+        }
+    return compared, not_compared
+
+
+def _meanings(runs: Sequence[RunScores], metric: str) -> set[str]:
+    return {run.metrics[metric].meaning for run in runs}
+
+
+def _seed_differences(a: Sequence[RunScores], b: Sequence[RunScores], metric: str) -> list[float]:
+    """One difference per seed that both have, over the prompts that both answered under it."""
+    theirs = {run.seed: run.metrics[metric].column for run in b}
+    pairs: list[tuple[Column, Column]] = [
+        (run.metrics[metric].column, theirs[run.seed]) for run in a if run.seed in theirs
+    ]
+    tables = [table for ids, table in map(align, pairs) if ids]
+    return [float((table[0] - table[1]).mean()) for table in tables]
+
+
+def _names(named: Iterable[Any]) -> set[str]:
+    return {each.name for each in named}
+
+
+def _find(name: str, known: Sequence[Any], what: str) -> Any:
+    """The one of `known` (things with `name` and `label`) that is called `name` or `tag/name`."""
+    found = [each for each in known if name in (each.name, each.label)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{name!r} is the name of several; say which: {', '.join(each.label for each in found)}")
+    close = difflib.get_close_matches(name, [*_names(known), *(each.label for each in known)], n=3)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; `cdpo results` lists them"
+    raise UsageError(f"there is no {what} called {name!r}{hint}")
+
+
+def _root(store: str | Path | None) -> Path:
+    return Path(store or os.environ.get("CDPO_STORE") or ".cdpo")
