@@ -1,0 +1,91 @@
+"""What the training pipelines do alike: a trainer over its rows, its scores before and after, and what it leaves."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from cdpo.config.params import TrainingParams
+from cdpo.step import Step
+from cdpo.train.arguments import Precision
+from cdpo.train.batches import Row
+from cdpo.train.reporting import Samples, add_callbacks
+from cdpo.train.rows import Splits
+from cdpo.train.scores import means, write_scores
+from cdpo.train.trainable import save_model, settle
+
+
+def make_trainer(
+    trainer: Any,
+    step: Step,
+    params: TrainingParams,
+    *,
+    model: Any,
+    arguments: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    tune: Sequence[Row],
+    samples: Samples | None = None,
+) -> Any:
+    """A `trainer` (a class of trl_adapter) over tokenised rows, with progress, curves, samples and early stopping."""
+    # TRL looks at the first row of a Dataset to learn what kind of data it is given; the rows themselves stay lists.
+    kind = Dataset.from_list([dict(rows[0])])
+    made = trainer(model=model, args=arguments, train_dataset=kind, eval_dataset=kind, processing_class=tokenizer)
+    made.use_rows(rows, tune, batch_size=params.batch_size, seed=step.seed_for("order of rows"))
+    add_callbacks(made, step, params, samples)
+    return made
+
+
+def fit(
+    trainer: Any,
+    step: Step,
+    tokenizer: Any,
+    precision: Precision,
+    splits: Splits,
+    tune: Sequence[Row],
+    held_out: Sequence[Row],
+    names: dict[str, str],
+) -> dict[str, Any]:
+    """Score `eval`, train, score `eval` and `tune`, save; the step's summary. `names` renames columns of scores."""
+
+    def score(rows: Sequence[Row]) -> dict[str, list[float]]:
+        return {names.get(name, name): values for name, values in trainer.score(rows).items()}
+
+    began = time.monotonic()
+    before = score(held_out)
+    started = time.monotonic()
+    result = trainer.train()
+    seconds = time.monotonic() - started
+    settle(trainer, precision)
+    tables = {"eval": (splits.eval, score(held_out)), "tune": (splits.tune, score(tune))}
+    save_model(trainer, tokenizer, step.out)
+    if step.rank == 0:
+        write_scores(step.out, tables)
+    tokens = trainer.tokens_seen
+    return {
+        "optimiser_steps": trainer.state.global_step,
+        "train_loss": round(result.training_loss, 6),
+        "before": {"eval": _rounded(means(before))},
+        "after": {split: _rounded(means(table)) for split, (_, table) in tables.items()},
+        "best_step": _best_step(trainer),
+        "training_tokens": round(tokens),
+        "training_seconds": round(seconds, 2),
+        "training_tokens_per_second": round(tokens / max(seconds, 1e-9)),
+        "seconds": round(time.monotonic() - began, 2),
+        "compute": precision.compute,
+        "processes": step.device.processes,
+        "micro_batch": trainer.args.per_device_train_batch_size,
+        "rows": splits.report,
+    }
+
+
+def _best_step(trainer: Any) -> int | None:
+    """The optimiser step whose weights were kept, where the best and not the last are."""
+    return trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    """Six significant digits: the rows themselves are in scores.parquet."""
+    return {name: value if not math.isfinite(value) else float(f"{value:.6g}") for name, value in values.items()}

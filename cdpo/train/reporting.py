@@ -1,0 +1,106 @@
+"""What a training step tells while it runs: progress, curves, and a few responses sampled as training goes."""
+
+import math
+import time
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, GenerationConfig, PrinterCallback, TrainerCallback
+
+from cdpo.config.params import TrainingParams
+from cdpo.data.tokens import decode_response, end_token_id
+from cdpo.errors import StepError
+from cdpo.step import Step
+from cdpo.train.batches import Row
+
+#: prompts of `tune` that are answered at each evaluation, and how long their answers may be
+SAMPLED, SAMPLED_TOKENS = 4, 64
+
+
+class Reporter(TrainerCallback):  # type: ignore[misc]
+    """Progress at every step, every logged point to metrics.jsonl; a loss that is no number any more ends the step."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.shown: dict[str, Any] = {}
+        self.began = self.tokens = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+        self.step.progress(0, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step.progress(state.global_step, state.max_steps, **self.shown)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        values = {name: float(value) for name, value in logs.items()}
+        if "loss" in values:
+            if not math.isfinite(values["loss"]):
+                raise StepError(
+                    f"the loss is {values['loss']} at optimiser step {state.global_step}: training has diverged. "
+                    "Lower learning_rate, raise warmup_ratio, or compute in bf16 or fp32 where dtype is fp16"
+                )
+            rate = values["num_tokens"] / max(time.monotonic() - self.began, 1e-9)
+            self.shown = {"loss": round(values["loss"], 4), "tokens_per_second": round(rate)}
+            self.step.log_metrics(state.global_step, values)
+        elif any(name.startswith("eval_") for name in values):
+            self.step.log_metrics(state.global_step, values)
+
+
+class Samples(TrainerCallback):  # type: ignore[misc]
+    """Answers to the same few prompts of `tune` at each evaluation and at the end, as events of the kind `sample`.
+
+    They are drawn at temperature 1 from a random stream of their own: training goes on as if nothing had been drawn.
+    """
+
+    def __init__(self, step: Step, tokenizer: Any, rows: list[Row]) -> None:
+        self.step, self.tokenizer, self.rows = step, tokenizer, rows[:SAMPLED]
+        self.last = -1
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        self.draw(model, state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        self.draw(model, state.global_step)
+
+    def draw(self, model: Any, at: int) -> None:
+        if self.step.rank or not self.rows or at == self.last:
+            return
+        self.last = at
+        longest = max(len(row["prompt_ids"]) for row in self.rows)
+        pad = self.tokenizer.pad_token_id
+        ids = [[pad] * (longest - len(row["prompt_ids"])) + row["prompt_ids"] for row in self.rows]
+        seen = [[0] * (longest - len(row["prompt_ids"])) + [1] * len(row["prompt_ids"]) for row in self.rows]
+        sampling = GenerationConfig(
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=SAMPLED_TOKENS,
+            eos_token_id=end_token_id(self.tokenizer),
+            pad_token_id=pad,
+        )
+        device = next(model.parameters()).device
+        training = model.training
+        model.eval()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(self.step.seed_for("samples"))
+            answers = model.generate(
+                input_ids=torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(seen, device=device),
+                generation_config=sampling,
+            )
+        model.train(training)
+        for row, answer in zip(self.rows, answers[:, longest:].tolist(), strict=True):
+            prompt = self.tokenizer.decode(row["prompt_ids"], skip_special_tokens=True).strip()
+            response = decode_response(self.tokenizer, answer)
+            self.step.event("sample", step=at, prompt_id=row["prompt_id"], prompt=prompt, response=response)
+
+
+def add_callbacks(trainer: Any, step: Step, params: TrainingParams, samples: Samples | None = None) -> None:
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Reporter(step))
+    if samples is not None:
+        trainer.add_callback(samples)
+    if params.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(params.early_stopping_patience))

@@ -1,0 +1,123 @@
+"""The model that a step trains: all of its weights in fp32, or an adapter over frozen ones.
+
+no lora, no adapter given      all weights
+no lora, an adapter given      all weights, after the adapter is merged into them
+lora, no adapter given         a new adapter (its reference: the model without it)
+lora, an adapter given         that adapter, trained on (its reference: a frozen copy)
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
+
+from cdpo.config.params import LoraParams, TrainingParams
+from cdpo.data.tokens import end_token_id
+from cdpo.errors import StepError
+from cdpo.models import DTYPES, read_weights
+from cdpo.step import Step
+from cdpo.train.arguments import Precision
+
+
+def trainable_policy(step: Step, params: TrainingParams, precision: Precision) -> Any:
+    """A causal language model, ready to be trained, on the step's device."""
+    return _trainable(step, params, precision, AutoModelForCausalLM, "CAUSAL_LM", num_labels=None)
+
+
+def trainable_reward(step: Step, params: TrainingParams, precision: Precision, pad_token_id: int) -> Any:
+    """A sequence classifier with one label. The head is new, drawn with the step's seed, unless the model has one."""
+    model = _trainable(step, params, precision, AutoModelForSequenceClassification, "SEQ_CLS", num_labels=1)
+    model.config.get_text_config().pad_token_id = pad_token_id
+    return model
+
+
+def _trainable(
+    step: Step, params: TrainingParams, precision: Precision, kind: Any, task: str, num_labels: int | None
+) -> Any:
+    set_seed(step.seed32_for("new weights"))
+    frozen = DTYPES[precision.compute]
+    model = read_weights(
+        kind,
+        step.input("model"),
+        torch.float32 if params.lora is None else frozen,
+        params.attn_implementation,
+        device=precision.device,
+        quantization=params.quantization,
+        num_labels=num_labels,
+    )
+    adapter = step.input("model_adapter") if step.has("model_adapter") else None
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=params.lora is not None)
+        if params.lora is None:
+            return model.merge_and_unload()
+        _same_adapter(model.peft_config["default"], params.lora, adapter)
+    elif params.lora is not None:
+        model = _new_adapter(model, params, task)
+    return model
+
+
+def _new_adapter(model: Any, params: TrainingParams, task: str) -> Any:
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    assert params.lora is not None
+    if params.quantization is not None:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    try:
+        return get_peft_model(model, LoraConfig(task_type=task, **params.lora.model_dump()))
+    except ValueError as error:
+        raise StepError(f"lora: {error} (target_modules: {params.lora.target_modules})") from error
+
+
+def _same_adapter(given: Any, asked: LoraParams, folder: Path) -> None:
+    """An adapter that is trained on keeps its shape; a step that writes another one would not get it."""
+    differs = [
+        f"{name}: {getattr(given, name)} there, {getattr(asked, name)} here"
+        for name in ("r", "lora_alpha")
+        if getattr(given, name) != getattr(asked, name)
+    ]
+    if isinstance(asked.target_modules, list) and set(asked.target_modules) != set(given.target_modules):
+        differs.append(f"target_modules: {sorted(given.target_modules)} there, {sorted(asked.target_modules)} here")
+    if differs:
+        raise StepError(
+            f"the adapter {folder} is trained on, and its shape is not this step's ({'; '.join(differs)}); "
+            "write the same `lora:` for both, or leave `lora` out here to train all weights of the merged model"
+        )
+
+
+def save_model(trainer: Any, tokenizer: Any, out: Path) -> None:
+    """Write the trained model, or its one adapter, and the tokenizer to `out`. Call on every rank; rank 0 writes."""
+    if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    trainer.accelerator.wait_for_everyone()
+
+
+def settle(trainer: Any, precision: Precision) -> None:
+    """Bring a trained model into the state in which it is saved, so that what is evaluated is what later steps read.
+
+    The frozen reference adapter goes; weights trained in fp32 take the type that they computed in.
+    """
+    from peft import PeftModel
+
+    model = trainer.model
+    if isinstance(model, PeftModel):
+        if "ref" in model.peft_config:
+            model.delete_adapter("ref")
+    else:
+        model.to(DTYPES[precision.compute])
+
+
+def pad_apart_from_end(tokenizer: Any) -> Any:
+    """Give the tokenizer of a reward model a pad token that no row ends with.
+
+    transformers takes the reward at the last token that is not the pad token. Where the pad token is also the one that
+    ends a turn (pad = EOS), that would be the token before it.
+    """
+    end = end_token_id(tokenizer)
+    if tokenizer.pad_token_id == end:
+        special = [tokenizer.unk_token_id, *sorted(tokenizer.added_tokens_decoder), *range(2)]
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(at for at in special if at not in (None, end)))
+    return tokenizer

@@ -1,0 +1,374 @@
+"""TRL's stable trainers, with exact losses for any split of the global batch. All that leans on TRL's insides is here.
+
+What the subclasses change:
+- rows come tokenised (cdpo.data.tokens) as plain lists: TRL's own preparation of datasets is passed by;
+- each micro-batch carries its share of the global batch (cdpo.train.batches), by which its loss is weighted;
+- metrics of training are summed by rows and gathered once per logged step, not once per micro-batch;
+- evaluation scores every row by itself, so that means do not depend on batches, and the same numbers become
+  `scores.parquet`;
+- DPO reads the reference's log-probabilities from the rows: they are computed once, by the policy before it is trained.
+
+`check_trl` says what moved, when TRL does.
+"""
+
+import contextlib
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer as TRLRewardTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer as TRLSFTTrainer
+
+from cdpo.train.batches import GlobalBatches, Part, Row
+
+__all__ = ["DPOConfig", "DPOTrainer", "RewardConfig", "RewardTrainer", "SFTConfig", "SFTTrainer", "check_trl"]
+
+Scores = dict[str, float]
+
+
+class Exact:
+    """What the three trainers share; stands before TRL's class in the order of inheritance.
+
+    `rows` and `tune_rows` are lists of tokenised rows; `batches` (a GlobalBatches) is made from `rows` by `use_rows`.
+    """
+
+    # `compute_loss` weights micro-batches itself; Trainer must not divide by the accumulation as well
+    loss_is_scaled_for_ga = True
+
+    def use_rows(self: Any, rows: Sequence[Row], tune_rows: Sequence[Row], *, batch_size: int, seed: int) -> None:
+        self.tune_rows = tune_rows
+        self.batches = GlobalBatches(
+            rows,
+            self.data_collator,
+            batch_size=batch_size,
+            micro_batch=self.args.per_device_train_batch_size,
+            seed=seed,
+            rank=self.args.process_index,
+            ranks=self.args.world_size,
+            length=self.row_length,
+            chosen_tokens=self.row_tokens,
+        )
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._summed_rows = 0.0
+        self._tokens = self._tokens_here = 0.0
+
+    @property
+    def tokens_seen(self: Any) -> float:
+        """Tokens trained on so far by all ranks, as of the last log; DPO's and RM's rows count both responses."""
+        return float(self._tokens)
+
+    def rows_seen(self: Any) -> list[Row]:
+        """The rows that training will use: all of them, unless max_steps ends it within the first epoch."""
+        steps = self.args.max_steps
+        return [
+            self.batches.dataset[at]
+            for at in (self.batches.seen(steps) if steps > 0 else range(len(self.batches.dataset)))
+        ]
+
+    def get_train_dataloader(self: Any) -> Any:
+        return self.batches
+
+    def compute_loss(
+        self: Any, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        part: Part = inputs.pop("part")
+        self._tokens_here += float(inputs["attention_mask"].sum()) if part.rows else 0.0
+        with _no_gathering(self.accelerator):
+            loss = self.weighted_loss(model, inputs, part, num_items_in_batch)
+        for name, values in self._metrics["train"].items():
+            self._sums[name] += values[-1] * part.rows
+        self._metrics["train"].clear()
+        self._summed_rows += part.rows
+        return loss
+
+    def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the row-weighted means since the last log, over all ranks, to what TRL logs."""
+        if "loss" in logs:
+            names = sorted(set(self._sums) - {"num_tokens"})
+            values = [*(self._sums[name] for name in names), self._summed_rows, self._tokens_here]
+            *sums, rows, tokens = _sum_over_ranks(values, self.args)
+            self._tokens += tokens
+            logs |= {name: value / max(rows, 1.0) for name, value in zip(names, sums, strict=True)}
+            logs["num_tokens"] = self._tokens
+            self._sums.clear()
+            self._summed_rows = self._tokens_here = 0.0
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def evaluate(
+        self: Any, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> Scores:
+        """Means over the rows of `tune`, under TRL's names with `eval_` before them."""
+        table = self.score(self.tune_rows)
+        metrics = {f"{metric_key_prefix}_{name}": sum(values) / len(values) for name, values in table.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def score(self: Any, rows: Sequence[Row]) -> dict[str, list[float]]:
+        """Every metric of every row, in their order, each as of a batch of one; the ranks share the work."""
+        return self._over_rows(rows, self.score_batch)  # type: ignore[no-any-return]
+
+    def _over_rows(self: Any, rows: Sequence[Row], score: Any) -> dict[str, list[float]]:
+        order = sorted(range(len(rows)), key=lambda at: -self.row_length(rows[at]))
+        own = order[self.args.process_index :: self.args.world_size]
+        size = self.args.per_device_eval_batch_size
+        found: list[tuple[int, Scores]] = []
+        self.model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for start in range(0, len(own), size):
+                places = own[start : start + size]
+                batch = self._prepare_inputs(self.data_collator([rows[at] for at in places]))
+                found.extend(zip(places, score(batch), strict=True))
+        if self.args.world_size > 1:
+            from accelerate.utils import gather_object
+
+            found = gather_object(found)
+        table: dict[str, list[float]] = {}
+        for _, scores in sorted(found, key=lambda each: each[0]):
+            for name, value in scores.items():
+                table.setdefault(name, []).append(value)
+        return table
+
+    # TRL would tokenise, truncate and add EOS; the rows are as they shall be.
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    # Training counts no operations, writes no model card and calls nobody.
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        return None
+
+    def _send_telemetry(self) -> None:
+        return None
+
+
+class SFTTrainer(Exact, TRLSFTTrainer):  # type: ignore[misc]
+    """Rows: `input_ids`, `labels` (-100 where there is no loss), `response_tokens` (so many last ids).
+
+    The loss is the mean over the labelled tokens of the global batch.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # The loss below divides by the labelled tokens of all micro-batches and ranks; Trainer counts them only then.
+        self.model_accepts_loss_kwargs = True
+
+    def weighted_loss(self, model: Any, inputs: dict[str, Any], part: Part, num_items_in_batch: Any) -> Any:
+        return TRLSFTTrainer.compute_loss(self, model, inputs, num_items_in_batch=num_items_in_batch)
+
+    def score_batch(self, batch: dict[str, Any]) -> list[Scores]:
+        """`loss`: the mean negative log-likelihood of the tokens of the response, end token included."""
+        outputs = self.model(**batch, fused_lm_head=True)
+        losses = -outputs.log_probs.sum(dim=1) / outputs.label_mask.sum(dim=1)
+        return [{"loss": loss} for loss in losses.tolist()]
+
+    def score(self, rows: Sequence[Row]) -> dict[str, list[float]]:
+        return super().score([{**row, "labels": _response_labels(row)} for row in rows])
+
+    @staticmethod
+    def row_length(row: Row) -> int:
+        return len(row["input_ids"])
+
+    @staticmethod
+    def row_tokens(row: Row) -> int:
+        return int(row["response_tokens"])
+
+
+class RewardTrainer(Exact, TRLRewardTrainer):  # type: ignore[misc]
+    """Rows: `chosen_ids`, `rejected_ids`, each with the prompt. The loss is a mean over rows."""
+
+    def weighted_loss(self, model: Any, inputs: dict[str, Any], part: Part, num_items_in_batch: Any) -> Any:
+        return TRLRewardTrainer.compute_loss(self, model, inputs) * part.row_share
+
+    def score_batch(self, batch: dict[str, Any]) -> list[Scores]:
+        rewards = self.model(**batch, use_cache=False).logits.squeeze(-1).float()
+        chosen, rejected = rewards.chunk(2)
+        margins = chosen - rejected
+        columns = {
+            "loss": -F.logsigmoid(margins),
+            "accuracy": (margins > 0).float(),
+            "margin": margins,
+            "chosen": chosen,
+            "rejected": rejected,
+        }
+        return _rows_of(columns)
+
+    @staticmethod
+    def row_length(row: Row) -> int:
+        return max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+    @staticmethod
+    def row_tokens(row: Row) -> int:
+        return len(row["chosen_ids"])
+
+
+class DPOTrainer(Exact, TRLDPOTrainer):  # type: ignore[misc]
+    """Rows: `prompt_ids`, `chosen_ids`, `rejected_ids`, and after `add_reference` the reference's log-probabilities.
+
+    All losses of TRL but `sft` and `aot*` are means over rows. `sft` is a mean over the chosen tokens of the global
+    batch. `aot` and `aot_unpaired` compare the rows of a batch with each other, so theirs must be one micro-batch.
+    """
+
+    loss_weights: list[float]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._weights_asked: list[float] = list(self.loss_weights)
+        self.precompute_ref_logps = True
+
+    def weighted_loss(self, model: Any, inputs: dict[str, Any], part: Part, num_items_in_batch: Any) -> Any:
+        self.loss_weights = [
+            weight * (part.token_share if kind == "sft" else part.row_share)
+            for kind, weight in zip(self.loss_types, self._weights_asked, strict=True)
+        ]
+        return TRLDPOTrainer.compute_loss(self, model, inputs)
+
+    def add_reference(self, rows: Sequence[Row]) -> None:
+        """Put `ref_chosen_logps` and `ref_rejected_logps` into the rows. Must be called before the model is trained.
+
+        The reference is what the model now is (full fine-tuning), its frozen copy `ref` (an adapter that is trained on)
+        or the model without its adapter (a new one).
+        """
+        if self.state.global_step:
+            raise RuntimeError("the policy has been trained already; it is no reference any more")
+
+        def reference(batch: dict[str, Any]) -> list[Scores]:
+            chosen, rejected = self.compute_ref_log_probs(self.model, batch)
+            return _rows_of({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
+
+        table = self._over_rows(rows, reference)
+        for name, values in table.items():
+            for row, value in zip(rows, values, strict=True):
+                row[name] = value
+
+    def score_batch(self, batch: dict[str, Any]) -> list[Scores]:
+        """TRL's own loss and metrics of each row as a batch of one; the model runs once for all of them."""
+        rows = batch["input_ids"].size(0) // 2
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        outputs = self.model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+        self.loss_weights = self._weights_asked
+        return [self._score_row(_one_of(batch, at, rows), _one_of(outputs, at, rows)) for at in range(rows)]
+
+    def _score_row(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> Scores:
+        def replay(**_: Any) -> Any:
+            return _Attributes(outputs)
+
+        with _no_gathering(self.accelerator):
+            loss = TRLDPOTrainer.compute_loss(self, replay, inputs)
+        scores = {name: float(self._metrics["eval"][name][-1]) for name in _DPO_METRICS}
+        self._metrics["eval"].clear()
+        return {"loss": float(loss), **scores}
+
+    # The rows hold them already; TRL would compute them anew and keep them in a cache outside of the step's folder.
+    def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    @staticmethod
+    def row_length(row: Row) -> int:
+        return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+    @staticmethod
+    def row_tokens(row: Row) -> int:
+        return len(row["chosen_ids"])
+
+
+_DPO_METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+class _Attributes:
+    """What a model returned, by attribute."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__ = values
+
+
+def _one_of(values: Any, at: int, rows: int) -> dict[str, Any]:
+    """Row `at` of a batch that stacks [chosen; rejected]: tensors of 2 x rows give two entries, tensors of rows one."""
+    taken = {}
+    for name, value in values.items():
+        if torch.is_tensor(value) and value.dim() > 0:
+            taken[name] = value[at : at + 1] if len(value) == rows else value[[at, rows + at]]
+    return taken
+
+
+def _rows_of(columns: dict[str, Any]) -> list[Scores]:
+    lists = {name: values.tolist() for name, values in columns.items()}
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+
+
+def _response_labels(row: Row) -> list[int]:
+    ids: list[int] = row["input_ids"]
+    count: int = row["response_tokens"]
+    return [-100] * (len(ids) - count) + ids[-count:]
+
+
+@contextlib.contextmanager
+def _no_gathering(accelerator: Any) -> Iterator[None]:
+    """TRL gathers its metrics in every micro-batch, from tensors that must be of one size; here a rank keeps its own."""
+    accelerator.gather = accelerator.gather_for_metrics = _itself
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics
+
+
+def _itself(value: Any, *_: Any, **__: Any) -> Any:
+    return value
+
+
+def _sum_over_ranks(values: list[float], args: Any) -> list[float]:
+    if args.world_size == 1:
+        return values
+    summed = torch.tensor(values, dtype=torch.float64, device=args.device)
+    torch.distributed.all_reduce(summed)
+    found: list[float] = summed.tolist()
+    return found
+
+
+#: (class, method, what its source must hold): what the subclasses above rely on
+_RELIED_ON = (
+    (TRLDPOTrainer, "_compute_loss", "zip(self.loss_types, self.loss_weights"),
+    (TRLDPOTrainer, "_compute_loss", "per_sequence_loss.mean() * loss_weight"),
+    (TRLDPOTrainer, "_compute_loss", 'inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]'),
+    (TRLDPOTrainer, "_compute_loss", 'mode = "train" if self.model.training else "eval"'),
+    (TRLDPOTrainer, "_compute_loss", "labels=labels, fused_lm_head=True"),
+    (TRLDPOTrainer, "_prepare_dataset", "def _prepare_dataset"),
+    (TRLDPOTrainer, "_precompute_ref_logps", "def _precompute_ref_logps"),
+    (TRLDPOTrainer, "compute_ref_log_probs", "ref_logps.chunk(2, dim=0)"),
+    (TRLDPOTrainer, "__init__", 'model.add_adapter("ref", default_config)'),
+    (TRLRewardTrainer, "compute_loss", "logsigmoid(rewards_chosen - rewards_rejected).mean()"),
+    (TRLRewardTrainer, "_prepare_dataset", "def _prepare_dataset"),
+    (TRLSFTTrainer, "compute_loss", "per_token_loss.sum() / torch.as_tensor(num_tokens)"),
+    (TRLSFTTrainer, "compute_loss", "loss * (self.accelerator.num_processes"),
+    (TRLSFTTrainer, "_prepare_dataset", "def _prepare_dataset"),
+    (TRLSFTTrainer, "_send_telemetry", "def _send_telemetry"),
+)
+
+
+def check_trl() -> list[str]:
+    """What cdpo relies on in TRL and does not find there; empty with the release that it was written for (1.16)."""
+    gone = []
+    for cls, method, text in _RELIED_ON:
+        function = getattr(cls, method, None)
+        if function is None:
+            gone.append(f"{cls.__name__} has no {method} any more")
+        elif text not in inspect.getsource(function):
+            gone.append(f"{cls.__name__}.{method} no longer holds `{text}`")
+    return gone
