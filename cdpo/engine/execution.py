@@ -1,0 +1,368 @@
+"""One `execute`: starts steps as their parents finish, watches workers (its own and adopted ones), reports."""
+
+import heapq
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdpo.engine import launch, supervisors
+from cdpo.engine.display import Display, Silent
+from cdpo.engine.eta import Estimate
+from cdpo.engine.outcome import Outcome
+from cdpo.engine.process import STOPPED, is_alive, signal_group
+from cdpo.engine.running import Adopted, Running
+from cdpo.engine.selection import Selection
+from cdpo.engine.signals import Signals
+from cdpo.engine.slots import Slots
+from cdpo.engine.watch import failure, proc
+from cdpo.store import Store, locks
+
+if TYPE_CHECKING:
+    from cdpo.config.devices import Devices
+    from cdpo.plan.graph import Plan
+
+#: seconds that workers have to stop after the first Ctrl+C
+GRACE = 15.0
+
+
+class Execution:
+    def __init__(
+        self,
+        store: Store,
+        plan: "Plan",
+        selection: Selection,
+        devices: "Devices",
+        slots: Slots,
+        display: Display,
+        modules: Mapping[str, str],
+        fail_fast: bool,
+    ) -> None:
+        self.store, self.plan, self.selection, self.devices = store, plan, selection, devices
+        self.slots, self.display, self.modules, self.fail_fast = slots, display, modules, fail_fast
+        self.outcome = Outcome(cached=list(selection.cached))
+        self.paths: dict[str, Path] = dict(selection.cached)
+        self.running: dict[str, Running] = {}
+        self.adopted: dict[str, Adopted] = {}
+        #: orphans whose worker died unseen, and that were started again
+        self.retried: set[str] = set()
+        #: steps that can start, by place in the plan
+        self.ready: list[tuple[int, str]] = []
+        todo = set(selection.todo)
+        self.place = {key: index for index, key in enumerate(selection.todo)}
+        parents = {key: [each for each in plan.steps[key].parents if each in todo] for key in selection.todo}
+        self.children: dict[str, list[str]] = {key: [] for key in todo}
+        for key, above in parents.items():
+            for parent in above:
+                self.children[parent].append(key)
+        self.sorter: TopologicalSorter[str] = TopologicalSorter(parents)
+        self.sorter.prepare()
+        self.estimate = Estimate(slots.total)
+        self.signals = Signals()
+        self.signalled = 0
+        self.deadline = float("inf")
+        self.closed = False
+
+    def run(self) -> Outcome:
+        began = time.monotonic()
+        self._open()
+        with self.signals, supervisors.registered(self.store):
+            self._reached()
+            while True:
+                self._obey()
+                if not self.closed:
+                    self._start_ready()
+                if not self.running and not self.adopted and (self.closed or not self.ready):
+                    break
+                if time.monotonic() > self.deadline:
+                    self._leave()
+                    break
+                self.signals.wait(self.devices.poll_seconds)
+                self._reap()
+                self._follow()
+                self._listen()
+                self.display.tick()
+        self._emit(
+            "finished",
+            done=len(self.outcome.done),
+            cached=len(self.outcome.cached),
+            failed=len(self.outcome.failed),
+            blocked=len(self.outcome.blocked),
+            interrupted=self.outcome.interrupted,
+            seconds=round(time.monotonic() - began, 3),
+            exit_code=self.outcome.exit_code,
+        )
+        return self.outcome
+
+    def _open(self) -> None:
+        chosen = self.selection
+        for pipeline, seconds in chosen.seconds.items():
+            self.estimate.timed(pipeline, seconds)
+        for pipeline in {self.plan.steps[key].pipeline for key in chosen.todo} - set(chosen.seconds):
+            self.estimate.timed(pipeline, self.store.past_seconds(pipeline))
+        for key in chosen.todo:
+            self.estimate.waits(self.plan.steps[key].pipeline)
+        self._emit(
+            "plan",
+            total=len(chosen.todo) + len(chosen.cached),
+            cached=len(chosen.cached),
+            run=len(chosen.todo),
+            slots=self.slots.total,
+            eta=self.estimate.left(),
+        )
+        for key, wrong in chosen.damaged.items():
+            self._emit("note", key, text=f"damaged, so it is made again: {wrong}")
+        for key in chosen.evicted:
+            self._emit("note", key, text="its weights were evicted and a step needs them, so it is made again")
+        here = set(self.store.working())
+        for key in here & chosen.cached.keys():
+            self._sweep(key)
+        self.worked = here & set(chosen.todo)
+
+    def _sweep(self, key: str) -> None:
+        """Remove what is left of a work folder whose step is finished: its worker was killed while tidying."""
+        lock = self.store.lock(key)
+        if lock is not None:
+            shutil.rmtree(self.store.work(key), ignore_errors=True)
+            self.store.unlock(key, lock)
+
+    # starting
+
+    def _reached(self) -> None:
+        """Steps whose parents are all there: those that somebody makes already are followed, the others may start."""
+        for key in self.sorter.get_ready():
+            if key in self.worked and self.store.is_locked(key):
+                self._adopt(key)
+            else:
+                heapq.heappush(self.ready, (self.place[key], key))
+
+    def _start_ready(self) -> None:
+        while self.ready:
+            key = self.ready[0][1]
+            step = self.plan.steps[key]
+            orphans = sum(each.orphan for each in self.adopted.values())
+            place = self.slots.take(self.devices.of(step.pipeline).processes, orphans)
+            if place is None:
+                return
+            heapq.heappop(self.ready)
+            lock = self.store.lock(key)
+            if lock is None:
+                self.slots.give(place)
+                self._adopt(key)
+                continue
+            path = self._usable(key)
+            if path is not None:
+                self.slots.give(place)
+                self._sweep_locked(key, lock)
+                self._done(key, path)
+                continue
+            device = self.devices.device(step.pipeline, place.card)
+            inputs = launch.local_inputs(step, self.store.work(key), self.paths)
+            module = self.modules.get(step.pipeline)
+            started = launch.start(self.store, step, inputs, module, device, place, lock)
+            self.running[key] = started
+            self._begun(key)
+            facts = {"attempt": started.attempt, "pid": started.worker.pid, "log": str(started.log)}
+            self._emit("step_started", key, slot=place.slot, place=place.label, **facts)
+
+    def _usable(self, key: str) -> Path | None:
+        """The finished step, where another execute made it meanwhile. A damaged or evicted one is moved aside.
+
+        Called with the step's lock: whoever had it before may have finished the step.
+        """
+        step = self.plan.steps[key]
+        path = self.store.look(step.pipeline, step.name, key)
+        if path is None:
+            return None
+        wrong = self.store.intact(path)
+        if wrong is not None:
+            aside = self.store.move_aside(path, "damaged")
+            self._emit("note", key, text=f"the damaged step was moved to {aside}")
+            return None
+        # an evicted one stays in its place until its successor is published
+        needed = key in self.selection.evicted
+        return None if needed and self.store.is_evicted(path) else path
+
+    def _sweep_locked(self, key: str, lock: int) -> None:
+        shutil.rmtree(self.store.work(key), ignore_errors=True)
+        self.store.unlock(key, lock)
+
+    def _begun(self, key: str, at: float | None = None) -> None:
+        self.estimate.waits(self.plan.steps[key].pipeline, -1)
+        self.estimate.started(key, self.plan.steps[key].pipeline, at)
+
+    def _adopt(self, key: str) -> None:
+        found = Adopted(self.store.work(key))
+        self.adopted[key] = found
+        self._begun(key, found.started)
+        self._announce(key, found)
+
+    def _announce(self, key: str, found: Adopted) -> None:
+        if found.worker is not None and not found.announced:
+            found.announced = True
+            self._emit("step_adopted", key, slot=None, place=found.place, pid=found.worker["pid"])
+
+    # watching
+
+    def _reap(self) -> None:
+        for key, each in list(self.running.items()):
+            code = each.worker.poll()
+            if code is None:
+                continue
+            self._listen_to(key, each)
+            del self.running[key]
+            self.slots.give(each.place)
+            step = self.plan.steps[key]
+            path = self.store.look(step.pipeline, step.name, key)
+            if path is not None and self.store.intact(path) is None and not self._still_evicted(key, path):
+                self._done(key, path)
+            elif self.signalled and code in (STOPPED, -signal.SIGTERM, -signal.SIGKILL):
+                self.estimate.ended(key)
+            else:
+                self._failed(key, each.record(code))
+
+    def _still_evicted(self, key: str, path: Path) -> bool:
+        return key in self.selection.evicted and self.store.is_evicted(path)
+
+    def _follow(self) -> None:
+        """Adopted steps: each is done, or failed, or to be run, once nobody holds its lock any more."""
+        for key, each in list(self.adopted.items()):
+            each.look()
+            self._announce(key, each)
+            lock = self.store.lock(key)
+            if lock is None:
+                continue
+            self._listen_to(key, each)
+            del self.adopted[key]
+            path = self._usable(key)
+            if path is not None:
+                self._sweep_locked(key, lock)
+                self._done(key, path)
+                continue
+            locks.release(lock)
+            record = failure(each.work)
+            if record is not None and not each.orphan and record["attempt"] == each.attempt:
+                self._failed(key, record, each.log)
+            elif self.signalled:
+                self.estimate.ended(key)
+            elif each.worker is not None and key in self.retried:
+                self._failed(key, record or each.record(), each.log)
+            else:
+                if each.worker is not None:
+                    self.retried.add(key)
+                    self._emit(
+                        "note", key, text=f"process {each.worker['pid']} ended without publishing; started again"
+                    )
+                self.estimate.ended(key)
+                self.estimate.waits(self.plan.steps[key].pipeline)
+                heapq.heappush(self.ready, (self.place[key], key))
+
+    def _listen(self) -> None:
+        for key, mine in list(self.running.items()):
+            self._listen_to(key, mine)
+        for key, other in list(self.adopted.items()):
+            self._listen_to(key, other)
+
+    def _listen_to(self, key: str, each: Running | Adopted) -> None:
+        latest = None
+        for event in each.events.new():
+            if event["event"] == "progress":
+                latest = event
+            elif event["event"] == "note":
+                self._emit("note", key, text=event["text"])
+        if latest is not None:
+            self.estimate.progressed(key, latest["done"] / max(1, latest["total"]))
+            fixed = ("time", "event", "done", "total", "unit")
+            values = {name: value for name, value in latest.items() if name not in fixed}
+            shown = {name: latest[name] for name in ("done", "total", "unit")}
+            self._emit("step_progress", key, **shown, values=values, eta=self.estimate.left())
+
+    # ends of steps
+
+    def _done(self, key: str, path: Path) -> None:
+        seconds = self.store.manifest(path)["seconds"]
+        self.paths[key] = path
+        self.outcome.done.append(key)
+        self.estimate.ended(key, seconds)
+        self._emit(
+            "step_done",
+            key,
+            seconds=seconds,
+            path=str(path),
+            finished=len(self.outcome.done),
+            run=len(self.selection.todo),
+            eta=self.estimate.left(),
+        )
+        self.sorter.done(key)
+        self._reached()
+
+    def _failed(self, key: str, record: dict[str, Any], log: Path | None = None) -> None:
+        self.outcome.failed[key] = record["reason"]
+        self.estimate.ended(key)
+        self._emit(
+            "step_failed",
+            key,
+            reason=record["reason"],
+            log=record.get("log") or str(log or self.store.work(key)),
+            tail=record.get("tail", []),
+        )
+        label = self.plan.steps[key].label
+        below = list(self.children[key])
+        while below:
+            child = below.pop()
+            if child not in self.outcome.blocked:
+                self.outcome.blocked[child] = label
+                self.estimate.waits(self.plan.steps[child].pipeline, -1)
+                self._emit("step_blocked", child, by=label)
+                below.extend(self.children[child])
+        if self.fail_fast:
+            self.closed = True
+
+    # interruption
+
+    def _obey(self) -> None:
+        if self.signals.stops == self.signalled:
+            return
+        first = self.signalled == 0
+        self.signalled = self.signals.stops
+        self.outcome.interrupted = self.closed = True
+        if first:
+            self.deadline = time.monotonic() + GRACE
+            text = "stopping: no new steps; workers are told to stop; once more to kill them"
+        else:
+            text = "killing the workers"
+        self._emit("note", text=text)
+        number = signal.SIGTERM if first else signal.SIGKILL
+        for each in self.running.values():
+            signal_group(each.worker.pid, number)
+        for followed in self.adopted.values():
+            if followed.orphan and followed.worker is not None and is_alive(followed.worker):
+                signal_group(followed.worker["pid"], number)
+        # steps of another execute are that one's affair
+        self.adopted = {key: each for key, each in self.adopted.items() if each.orphan}
+
+    def _leave(self) -> None:
+        for key in [*self.running, *self.adopted]:
+            who = proc(self.store.work(key)) or {}
+            text = (
+                f"process {who.get('pid')} was told to stop and has not yet; if it goes on, the next execute adopts it"
+            )
+            self._emit("note", key, text=text)
+
+    def _emit(self, event: str, key: str | None = None, **fields: Any) -> None:
+        whole: dict[str, Any] = {"event": event, "time": round(time.time(), 3)}
+        if key is not None:
+            step = self.plan.steps[key]
+            whole |= {"key": key, "pipeline": step.pipeline, "name": step.name}
+        whole |= fields
+        try:
+            self.display.show(whole)
+        except BrokenPipeError:
+            # nobody looks any more (`cdpo execute | head`); the work goes on
+            self.display = Silent()
+        # workers write their own `step_done`, whoever watches; progress stays beside the step
+        if event not in ("step_progress", "step_done"):
+            self.store.append_event(whole)

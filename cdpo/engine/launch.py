@@ -1,0 +1,118 @@
+"""Starts one worker: its step.json, its environment, its log, its locks."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from cdpo.engine.process import identity
+from cdpo.engine.running import Running
+from cdpo.engine.slots import Place
+from cdpo.engine.worker import LAUNCH
+from cdpo.errors import UsageError
+from cdpo.files import write_json
+from cdpo.step import Device
+from cdpo.store import Store
+
+if TYPE_CHECKING:
+    from cdpo.plan.graph import PlannedStep
+
+#: what an earlier attempt left and the next must not be taken for; logs and checkpoints stay
+STALE = ("proc.json", "failure.json", "events.jsonl", "metrics.jsonl")
+
+
+def local_inputs(step: "PlannedStep", work: Path, parents: Mapping[str, Path]) -> dict[str, str | list[str]]:
+    """What stands behind each role, as local paths; `parents` are the folders of finished steps by key."""
+    found: dict[str, str | list[str]] = {}
+    for role, planned in step.inputs.items():
+        if "step" in planned:
+            found[role] = str(parents[planned["step"]] / "out")
+        elif "files" in planned:
+            found[role] = [os.path.abspath(path) for path in planned["files"]]
+        elif "folder" in planned:
+            found[role] = os.path.abspath(planned["folder"])
+        elif "plugin" in planned:
+            found[role] = planned["plugin"]
+        elif "built" in planned:
+            found[role] = str(work / "inputs" / role)
+        else:
+            raise UsageError(f"{step.label}: its {role} ({planned}) is not on this machine; run `cdpo prep` first")
+    return found
+
+
+def start(
+    store: Store,
+    step: "PlannedStep",
+    inputs: Mapping[str, str | list[str]],
+    module: str | None,
+    device: Device,
+    place: Place,
+    lock: int,
+) -> Running:
+    """Start the worker of `step`, whose lock this process holds; it and the leases of `place` pass to the worker."""
+    work = store.work(step.key)
+    work.mkdir(parents=True, exist_ok=True)
+    for name in STALE:
+        (work / name).unlink(missing_ok=True)
+    described: dict[str, Any] = {
+        **{name: getattr(step, name) for name in ("pipeline", "key", "name", "version", "params", "seed")},
+        "inputs": dict(inputs),
+        "planned": step.inputs,
+        "device": asdict(device),
+    }
+    if module is not None:
+        described["module"] = module
+    write_json(work / "step.json", described, durable=False)
+    attempt, log, stream = _open_log(work)
+    launch = {
+        "lock": lock,
+        "attempt": attempt,
+        "supervisor": identity(),
+        "place": place.label,
+        "gpus": [{"uuid": gpu.uuid, "name": gpu.name} for gpu in place.gpus],
+    }
+    with stream:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "cdpo.engine.worker", str(work)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[lock, *place.descriptors],
+            env={**os.environ, **_environment(device), **place.environment(), LAUNCH: json.dumps(launch)},
+        )
+    # it alone holds its step and its GPUs from now on
+    os.close(lock)
+    place.hand_over()
+    return Running(work, worker, log, place, attempt)
+
+
+def _environment(device: Device) -> dict[str, str]:
+    threads = str(device.threads)
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        # inputs are local folders: a step that reaches for the network has a mistake in it
+        "HF_HUB_OFFLINE": "1",
+        # sets of strings keep their order from one attempt to the next
+        "PYTHONHASHSEED": "0",
+        # a file of the user's working directory must not stand in for a module
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _open_log(work: Path) -> tuple[int, Path, IO[bytes]]:
+    attempt = 1
+    while True:
+        log = work / f"attempt-{attempt}.log"
+        try:
+            return attempt, log, open(log, "xb")
+        except FileExistsError:
+            attempt += 1

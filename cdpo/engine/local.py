@@ -1,0 +1,77 @@
+"""The local engine: one worker process per step, as many at once as there are places, in the order of the plan.
+
+The engine only starts and watches. A worker holds its step's lock, publishes by itself and outlives the engine; what
+the engine knows of it is read from the store, so that nothing is lost when the engine is killed.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cdpo.engine.display import Display, Silent
+from cdpo.engine.execution import Execution
+from cdpo.engine.outcome import Outcome
+from cdpo.engine.selection import select
+from cdpo.engine.slots import Slots
+from cdpo.errors import UsageError
+from cdpo.store import Store
+
+if TYPE_CHECKING:
+    from cdpo.config.devices import Devices
+    from cdpo.plan.graph import Plan
+
+
+class LocalEngine:
+    """Runs plans on this machine.
+
+    `modules` names, by pipeline, the module or file whose `run` makes its steps; without it cdpo's own pipelines are
+    looked up.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        devices: "Devices",
+        display: Display | None = None,
+        modules: Mapping[str, str] | None = None,
+    ) -> None:
+        self.store = store
+        self.devices = devices
+        self.display = display or Silent()
+        self._modules = modules
+
+    def run(self, plan: "Plan", keys: set[str] | None = None, fail_fast: bool = False) -> Outcome:
+        """Make every step of `plan`, or those of `keys` and what they need, that is not finished yet.
+
+        A step that fails blocks its descendants, and the others go on; with `fail_fast` no step is started after it,
+        and those that run are let finish. Raises UsageError, before anything starts, where a step cannot be run here.
+        """
+        selection = select(plan, self.store, keys)
+        slots = Slots.of(self.devices) if selection.todo else Slots([], self.devices.workers())
+        for pipeline in {plan.steps[key].pipeline for key in selection.todo}:
+            wanted = self.devices.of(pipeline).processes
+            if slots.pool and wanted > len(slots.pool):
+                raise UsageError(
+                    f"devices.yaml: pipelines: {pipeline}: processes: {wanted} need a GPU each, and "
+                    f"{len(slots.pool)} can be used here"
+                )
+        execution = Execution(
+            self.store,
+            plan,
+            selection,
+            self.devices,
+            slots,
+            self.display,
+            self._named_modules(selection.todo),
+            fail_fast,
+        )
+        try:
+            return execution.run()
+        finally:
+            self.display.close()
+
+    def _named_modules(self, todo: list[str]) -> Mapping[str, str]:
+        if self._modules is not None or not todo:
+            return self._modules or {}
+        from cdpo.pipeline import pipelines
+
+        return {name: pipeline.module for name, pipeline in pipelines().items()}

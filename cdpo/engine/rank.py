@@ -1,0 +1,87 @@
+"""`python -m cdpo.engine.rank WORK`: one of the processes of a step, started by torchrun or accelerate.
+
+Before anything heavy is imported it binds itself to its step: it dies with the launcher, and it holds the step's
+`alive` lock, shared, so that the step is not free while it lives.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from cdpo.engine.process import die_with_parent
+from cdpo.engine.program import load_run
+from cdpo.engine.ranks import FIRST, LAUNCHER, RANK_FAILURE, RESULT
+from cdpo.errors import CdpoError, StepError
+from cdpo.files import read_json, write_json
+from cdpo.step import Device, Step
+from cdpo.store import Store, locks
+
+
+def main(work: Path) -> int:
+    launcher = os.environ.get(LAUNCHER)
+    die_with_parent()
+    store = Store(work.parent.parent)
+    # never given back: the lock ends with this process
+    alive = locks.acquire(store.alive_path(work.name), shared=True, wait=True)
+    assert alive is not None
+    if launcher is not None and os.getppid() != int(launcher):
+        # the launcher died before the kernel knew that we die with it
+        print("the launcher of this rank is gone", file=sys.stderr)
+        return 1
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        step = Step.read(work, rank)
+        check(step.device)
+        summary = dict(load_run(read_json(work / "step.json"))(step) or {})
+        if rank == 0:
+            write_json(work / RESULT, summary)
+        return 0
+    except BaseException as error:
+        mendable = isinstance(error, CdpoError)
+        reason = str(error) if mendable else "".join(traceback.format_exception_only(error)).strip()
+        _report(work, rank, reason, mendable)
+        if not mendable or os.environ.get("CDPO_DEBUG") == "1":
+            traceback.print_exc()
+        return 1
+
+
+def check(device: Device) -> None:
+    """Raise StepError unless this process is one of as many, and of the kind of parallelism, as the step asked for.
+
+    Launchers fall back silently: `accelerate launch --cpu` starts one process, and FSDP settings on a CPU run plain
+    data parallelism.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != device.processes:
+        raise StepError(
+            f"devices.yaml asks for {device.processes} processes and the launcher started {world}; "
+            "correct `processes` or the accelerate_config, which must agree"
+        )
+    if device.kind == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    from accelerate import PartialState
+
+    state = PartialState()
+    kind = state.distributed_type.value
+    # accelerate itself changes MULTI_GPU to FSDP only when an Accelerator is made, by the same rule
+    if kind == "MULTI_GPU" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        kind = "FSDP"
+    if kind != device.distributed_type or state.num_processes != device.processes:
+        raise StepError(
+            f"devices.yaml asks for {device.distributed_type} on {device.processes} processes, and accelerate found "
+            f"{kind} on {state.num_processes}; correct `distributed_type` or the accelerate_config"
+        )
+
+
+def _report(work: Path, rank: int, reason: str, mendable: bool) -> None:
+    """The first rank that fails says why; the others fail because it did."""
+    try:
+        os.close(os.open(work / FIRST, os.O_CREAT | os.O_EXCL, 0o644))
+    except FileExistsError:
+        return
+    write_json(work / RANK_FAILURE, {"rank": rank, "reason": reason, "mendable": mendable}, durable=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,80 @@
+"""Workers that an execution watches: its own children, and those that another one started."""
+
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdpo.engine.process import is_alive
+from cdpo.engine.slots import Place
+from cdpo.engine.watch import Follower, failure, proc, tail
+from cdpo.files import write_json
+
+
+@dataclass
+class Running:
+    """A worker of this execution."""
+
+    work: Path
+    worker: subprocess.Popen[bytes]
+    log: Path
+    place: Place
+    attempt: int
+
+    def __post_init__(self) -> None:
+        self.events = Follower(self.work / "events.jsonl")
+
+    def record(self, code: int) -> dict[str, Any]:
+        """How it failed, completed with the end of its log and kept as failure.json."""
+        said = failure(self.work) or {"reason": _ended(code), "attempt": self.attempt}
+        return _keep(self.work, self.log, {"exit": code, **said})
+
+
+class Adopted:
+    """A worker whose execution was killed (an orphan), or that another living execution watches."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.events = Follower(work / "events.jsonl")
+        self.announced = False
+        #: identity of the worker; None as long as it has not said who it is
+        self.worker: dict[str, Any] | None = None
+        self.orphan = False
+        self.attempt = 0
+        self.place = ""
+        self.started: float | None = None
+        self.log: Path | None = None
+        self.look()
+
+    def look(self) -> None:
+        """See who makes the step now, and whether the one who started it still watches."""
+        found = proc(self.work)
+        if found is None or (self.worker is None and not is_alive(found)):
+            return
+        self.worker = {"pid": found["pid"], "start": found["start"]}
+        self.attempt, self.place = found.get("attempt", 1), found.get("place", "")
+        self.started = found["started"]
+        self.log = self.work / f"attempt-{self.attempt}.log"
+        self.orphan = self.orphan or not is_alive(found.get("supervisor"))
+
+    def record(self) -> dict[str, Any]:
+        assert self.worker is not None
+        said = {"reason": f"process {self.worker['pid']} ended without publishing", "attempt": self.attempt}
+        return _keep(self.work, self.log, said)
+
+
+def _keep(work: Path, log: Path | None, said: dict[str, Any]) -> dict[str, Any]:
+    whole = {"time": round(time.time(), 3), **said, "log": str(log), "tail": tail(log) if log else []}
+    write_json(work / "failure.json", whole, durable=False)
+    return whole
+
+
+def _ended(code: int) -> str:
+    if code < 0:
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    if code == 0:
+        return "ended without publishing"
+    return f"ended with exit code {code}"

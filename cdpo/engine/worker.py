@@ -1,0 +1,123 @@
+"""`python -m cdpo.engine.worker WORK`: makes one step in its work folder and publishes it.
+
+The worker needs nobody: it holds the step's lock (inherited from the engine, or taken here where it is started by hand
+or by a batch system), runs the pipeline and publishes. Exit codes: 0 published, 1 a CdpoError (its message is the
+reason), 3 any other error, 143 stopped by SIGTERM.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cdpo.engine import ranks
+from cdpo.engine.process import STOPPED, Stopped, identity
+from cdpo.engine.program import load_run
+from cdpo.errors import CdpoError
+from cdpo.files import read_json, write_json
+from cdpo.step import Step
+from cdpo.store import Store, provenance, publish
+
+#: environment variable by which the engine hands over the lock's descriptor and what belongs in proc.json
+LAUNCH = "CDPO_LAUNCH"
+UNEXPECTED = 3
+
+
+def main(work: Path) -> int:
+    """Make the step of `work`, a folder `work/<key>` of a store; returns the exit code."""
+    work = Path(os.path.abspath(work))
+    store = Store(work.parent.parent)
+    signal.signal(signal.SIGTERM, _stop)
+    launch: dict[str, Any] = json.loads(os.environ.pop(LAUNCH, "{}"))
+    key = work.name
+    lock = launch.pop("lock", None)
+    if lock is None:
+        lock = store.lock(key)
+        if lock is None:
+            print(f"{work}: another process makes this step", file=sys.stderr)
+            return 1
+    started = time.time()
+    write_json(work / "proc.json", {**identity(), "started": round(started, 3), **launch}, durable=False)
+    try:
+        if not publish.is_staged(work):
+            _make(work, launch, started)
+        path = publish.complete(store, work)
+        manifest = store.manifest(path)
+        done = {name: manifest[name] for name in ("key", "pipeline", "name", "seconds")}
+        store.append_event({"event": "step_done", **done, "path": str(path.relative_to(store.root))})
+        store.unlock(key, lock)
+        return 0
+    except Stopped:
+        return STOPPED
+    except CdpoError as error:
+        _failed(work, launch, 1, str(error))
+        print(error, file=sys.stderr, flush=True)
+        if os.environ.get("CDPO_DEBUG") == "1":
+            traceback.print_exc()
+        return 1
+    except BaseException as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        _failed(work, launch, UNEXPECTED, "".join(traceback.format_exception_only(error)).strip())
+        return UNEXPECTED
+
+
+def _make(work: Path, launch: dict[str, Any], started: float) -> None:
+    for name in ("out", "inputs", publish.STAGING):
+        shutil.rmtree(work / name, ignore_errors=True)
+    described = read_json(work / "step.json")
+    (work / "out").mkdir()
+    _build(work, described)
+    step = Step.read(work)
+    alone = step.device.processes == 1
+    summary = dict(load_run(described)(step) or {}) if alone else ranks.run(work, step.device)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    finished = time.time()
+    manifest = {
+        **{name: described[name] for name in ("key", "pipeline", "name", "version", "params", "seed")},
+        "inputs": described["planned"],
+        "started": round(started, 3),
+        "finished": round(finished, 3),
+        "seconds": round(finished - started, 3),
+        "attempt": launch.get("attempt", 1),
+        "source": provenance.source_digest(),
+        "versions": provenance.versions(),
+        "host": provenance.host(),
+        "device": {**described["device"], "gpus": launch.get("gpus", [])},
+        "summary": summary,
+    }
+    log = work / f"attempt-{launch.get('attempt', 1)}.log"
+    publish.stage(work, manifest, log)
+
+
+def _build(work: Path, described: dict[str, Any]) -> None:
+    """Make the inputs that cdpo makes itself, under `inputs/<role>`."""
+    for role, planned in described["planned"].items():
+        if "built" in planned:
+            from cdpo import models
+
+            folder = work / "inputs" / role
+            folder.mkdir(parents=True)
+            models.build(planned["built"], folder)
+
+
+def _failed(work: Path, launch: dict[str, Any], code: int, reason: str) -> None:
+    record = {"exit": code, "reason": reason, "attempt": launch.get("attempt", 1), "time": round(time.time(), 3)}
+    write_json(work / "failure.json", record, durable=False)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m cdpo.engine.worker WORK   (a folder work/<key> of a store, with a step.json)")
+    sys.exit(main(Path(sys.argv[1])))

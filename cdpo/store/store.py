@@ -1,0 +1,219 @@
+"""The store: finished steps, work in progress, and which steps make up a run. The files are the truth.
+
+plans/<name>.json                          frozen plans
+steps/<PIPELINE>/<name>-<key12>/           immutable; exists == complete
+work/<key>/                                in progress, or failed
+refs/<tag>/<run>.json                      which steps make up a run
+locks/                                     held by whoever makes a step; empty when nothing runs
+aside/                                     steps that were damaged or redone, kept until `cdpo gc`
+events.jsonl                               what happened, append-only
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cdpo.errors import CdpoError
+from cdpo.files import append_json, read_json, write_json
+from cdpo.store import locks, publish
+from cdpo.store.names import folder_name, key_of, safe_name, short
+
+
+class Store:
+    """A folder of steps. Opening one makes nothing; folders appear when something is written."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.abspath(root))
+        self.steps = self.root / "steps"
+        self.plans = self.root / "plans"
+        self.refs = self.root / "refs"
+        self.aside = self.root / "aside"
+        self.events = self.root / "events.jsonl"
+
+    @property
+    def locks(self) -> Path:
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    # finished steps
+
+    def finished(self) -> dict[str, Path]:
+        """Every finished step: the first 12 digits of its key -> its folder. Evicted ones are among them."""
+        return {key: path for pipeline in _folders(self.steps) for key, path in _keyed(pipeline)}
+
+    def find(self, key: str, pipeline: str | None = None) -> Path | None:
+        """The folder of one finished step (the key may be cut to 12 digits), or None."""
+        rooms = _folders(self.steps) if pipeline is None else [self.steps / pipeline]
+        for room in rooms:
+            for found, path in _keyed(room):
+                if found == short(key):
+                    return path
+        return None
+
+    def place(self, pipeline: str, name: str, key: str) -> Path:
+        """Where the finished step will be, if nobody finished it under another name before."""
+        return self.steps / pipeline / folder_name(name, key)
+
+    def look(self, pipeline: str, name: str, key: str) -> Path | None:
+        """`find`, quick where the step has the name that is expected."""
+        place = self.place(pipeline, name, key)
+        return place if place.exists() else self.find(key, pipeline)
+
+    def manifest(self, path: Path) -> dict[str, Any]:
+        """The manifest of a finished step's folder."""
+        found: dict[str, Any] = read_json(path / publish.MANIFEST)
+        return found
+
+    def is_evicted(self, path: Path) -> bool:
+        return (path / publish.EVICTED).exists()
+
+    def intact(self, path: Path, manifest: Mapping[str, Any] | None = None) -> str | None:
+        """None where all that a finished step left is there in its size; otherwise what is missing or changed.
+
+        Contents are not read: `verify` does that.
+        """
+        try:
+            outputs = (manifest or self.manifest(path))["outputs"]
+        except (OSError, ValueError, KeyError) as error:
+            return f"{path / publish.MANIFEST}: cannot be read ({error})"
+        gone: set[str] | None = None
+        for name, wanted in outputs.items():
+            try:
+                size = os.stat(f"{path}/out/{name}").st_size
+            except FileNotFoundError:
+                if gone is None:
+                    gone = set(read_json(path / publish.EVICTED)["files"]) if self.is_evicted(path) else set()
+                if name in gone:
+                    continue
+                return f"{path}/out/{name}: missing"
+            if size != wanted["size"]:
+                return f"{path}/out/{name}: {size} bytes, not the {wanted['size']} that were published"
+        return None
+
+    def past_seconds(self, pipeline: str, most: int = 20) -> list[float]:
+        """How long the latest finished steps of a pipeline took, newest first, at most `most` of them."""
+        entries = sorted(_keyed(self.steps / pipeline), key=lambda each: -each[1].stat().st_mtime)[:most]
+        return [self.manifest(path)["seconds"] for _, path in entries]
+
+    # publishing
+
+    def publish(self, key: str, pipeline: str, name: str, work: Path, manifest: Mapping[str, Any]) -> Path:
+        """Make `work`'s `out/` a finished step; returns its folder. See cdpo/store/publish.py."""
+        publish.stage(work, {"key": key, "pipeline": pipeline, "name": name, **manifest}, work / "log.txt")
+        return publish.complete(self, work)
+
+    # work in progress
+
+    def work(self, key: str) -> Path:
+        return self.root / "work" / key
+
+    def working(self) -> list[str]:
+        """Keys that have a work folder: running, interrupted or failed."""
+        return [path.name for path in _folders(self.root / "work")]
+
+    def lock_path(self, key: str) -> Path:
+        """Held by the worker that makes the step."""
+        return self.root / "locks" / f"{key}.lock"
+
+    def alive_path(self, key: str) -> Path:
+        """Held, shared, by every rank of a step of several processes."""
+        return self.root / "locks" / f"{key}.alive"
+
+    def is_locked(self, key: str) -> bool:
+        """Whether any process of the step lives."""
+        return locks.is_held(self.lock_path(key)) or locks.is_held(self.alive_path(key))
+
+    def lock(self, key: str) -> int | None:
+        """Take the step for this process; None where any process of it lives. Give back with `unlock`."""
+        self.locks  # noqa: B018  (makes the folder)
+        descriptor = locks.acquire(self.lock_path(key))
+        if descriptor is not None and locks.is_held(self.alive_path(key)):
+            locks.release(descriptor)
+            return None
+        return descriptor
+
+    def unlock(self, key: str, descriptor: int) -> None:
+        """Give up a lock and remove its files, where this process alone holds it."""
+        self.alive_path(key).unlink(missing_ok=True)
+        locks.release(descriptor, self.lock_path(key))
+
+    # taking steps out of sight
+
+    def discard(self, key: str) -> Path:
+        """Move a finished step aside, so that it is made again; returns where it went.
+
+        Raises CdpoError where there is no such step, or where it is being made right now.
+        """
+        path = self.find(key)
+        if path is None:
+            raise CdpoError(f"{self.steps}: no finished step {short(key)}; `cdpo status` lists them")
+        full = self.manifest(path)["key"]
+        descriptor = self.lock(full)
+        if descriptor is None:
+            raise CdpoError(f"{path}: this step is being made right now; wait, or `cdpo stop`")
+        try:
+            return self.move_aside(path, "redone")
+        finally:
+            self.unlock(full, descriptor)
+
+    def move_aside(self, path: Path, why: str) -> Path:
+        """Move a step's folder under `aside/`. The caller holds the step's lock."""
+        room = self.aside / path.parent.name
+        room.mkdir(parents=True, exist_ok=True)
+        place = room / f"{path.name}~{why}-{time.time_ns()}"
+        os.rename(path, place)
+        return place
+
+    # runs
+
+    def write_ref(self, tag: str, run: str, value: Mapping[str, Any]) -> Path:
+        """Record a run: `value["steps"]` are the keys that make it up; `tag` and `name` are added."""
+        path = self._ref(tag, run)
+        text = {**value, "tag": tag, "name": run}
+        if not path.exists() or read_json(path) != text:
+            write_json(path, text)
+        return path
+
+    def read_refs(self, tag: str | None = None) -> list[dict[str, Any]]:
+        """The runs of one tag, or of all, by tag and name; their tag and name are inside."""
+        rooms = _folders(self.refs) if tag is None else [self.refs / safe_name(tag)]
+        found = [read_json(path) for room in rooms for path in sorted(room.glob("[!.]*.json"))]
+        return sorted(found, key=lambda each: (each["tag"], each["name"]))
+
+    def remove_ref(self, tag: str, run: str) -> None:
+        path = self._ref(tag, run)
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+    def _ref(self, tag: str, run: str) -> Path:
+        return self.refs / safe_name(tag) / f"{safe_name(run)}.json"
+
+    # events
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add one line to the store's history; `event["event"]` names its kind."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        append_json(self.events, {"time": round(time.time(), 3), **event})
+
+
+def _folders(room: Path) -> list[Path]:
+    try:
+        with os.scandir(room) as entries:
+            return sorted(room / entry.name for entry in entries if entry.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+def _keyed(room: Path) -> Iterator[tuple[str, Path]]:
+    try:
+        with os.scandir(room) as entries:
+            for entry in entries:
+                key = key_of(entry.name)
+                if key is not None:
+                    yield key, room / entry.name
+    except FileNotFoundError:
+        return

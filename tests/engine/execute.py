@@ -1,0 +1,20 @@
+"""`python execute.py FOLDER OPTIONS`: what `cdpo execute --display json` does, for a plan of trivial steps."""
+
+import json
+import sys
+from pathlib import Path
+
+from cdpo.config.devices import Devices
+from cdpo.engine.display import make_display
+from cdpo.engine.local import LocalEngine
+from cdpo.plan.graph import Plan
+from cdpo.store import Store
+
+folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+plan = Plan.from_json(json.loads((folder / "plan.json").read_text()))
+devices = Devices.model_validate({"gpus": [], "cpu_workers": 2, "poll_seconds": 0.05, **options.get("devices", {})})
+modules = {"TRIVIAL": str(Path(__file__).with_name("trivial.py"))}
+engine = LocalEngine(Store(folder / "store"), devices, make_display("json"), modules)
+keys = options.get("keys")
+outcome = engine.run(plan, None if keys is None else set(keys), options.get("fail_fast", False))
+sys.exit(outcome.exit_code)

@@ -1,0 +1,44 @@
+"""A pipeline for tests of the engine: imports nothing heavy, does what its parameters say, and tells a diary.
+
+Every line of the diary is one append of `<what> <name> <pid>`; so two makers of one step at once would be seen.
+"""
+
+import os
+import sys
+import time
+
+from cdpo.errors import StepError
+
+
+def tell(step, what):
+    descriptor = os.open(step.params["diary"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{what} {step.name} {os.getpid()}\n".encode())
+    os.close(descriptor)
+
+
+def run(step):
+    params = step.params
+    tell(step, "begin")
+    print("hello from", step.name, flush=True)
+    if params.get("raise"):
+        raise ValueError(params["raise"])
+    if params.get("refuse"):
+        raise StepError(params["refuse"])
+    if params.get("exit"):
+        print("the last words", file=sys.stderr, flush=True)
+        os._exit(params["exit"])
+    seconds = params.get("seconds", 0.0)
+    if params.get("gate"):
+        while not os.path.exists(params["gate"]):
+            time.sleep(0.01)
+    for part in range(4):
+        step.progress(part, 4, loss=1.0 / (part + 1))
+        time.sleep(seconds / 4)
+    read = {role: (step.input(role) / "value.txt").read_text() for role in step.inputs if role.startswith("parent")}
+    if step.rank == 0:
+        (step.out / "value.txt").write_text("".join(read.values()) + step.name + "\n")
+        (step.out / "model.safetensors").write_bytes(b"w" * 1000)
+        step.log_metrics(1, {"loss": 0.5})
+    step.progress(4, 4)
+    tell(step, "end")
+    return {"length": len(read), "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
