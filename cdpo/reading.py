@@ -1,6 +1,6 @@
 """Reads what finished steps measured: for each run its metrics, prompt by prompt. No statistics here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class RunScores:
     #: the finished steps in order: what kind of resource each gives, and its folder
     folders: list[tuple[str, Path]] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)
-    #: key of the last step that gave a policy, and of the one before; None for none
+    #: key of the policy that the run's method trained, and of the one that it was trained from; None for none
     policy: str | None = None
     started_from: str | None = None
     #: equal for runs that are generated from and scored in the same way
@@ -73,6 +73,8 @@ class Reader:
         self._folders = store.finished()
         self._steps: dict[str, _Finished | None] = {}
         self._tables: dict[str, dict[str, dict[str, Column]]] = {}
+        #: one tuple for equal rows, whatever step they come from: comparing them is a comparison of addresses
+        self._ids: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def run(self, ref: dict[str, Any]) -> RunScores:
         """The run that a ref of the store describes."""
@@ -85,11 +87,11 @@ class Reader:
             state="done" if len(steps) == len(found) else "unfinished",
             folders=[(step.pipeline.gives, step.folder) for step in steps],
         )
-        policies = [step for step in steps if step.pipeline.gives == "policy"]
-        if policies:
-            run.policy = policies[-1].key
-        if len(policies) > 1:
-            run.started_from = policies[-2].key
+        trained = next((step for step in reversed(steps) if step.pipeline.name == run.method), None)
+        if trained is not None and trained.pipeline.gives == "policy":
+            before = steps[: steps.index(trained)]
+            run.policy = trained.key
+            run.started_from = next((step.key for step in reversed(before) if step.pipeline.gives == "policy"), None)
         split, evaluation = EVAL, []
         for step in steps:
             if step.pipeline.gives == "responses":
@@ -97,7 +99,6 @@ class Reader:
             if step.pipeline.gives in ("responses", "scores"):
                 evaluation.append([step.pipeline.name, step.manifest["params"], _reward(step)])
         run.evaluation = canonical_json(evaluation)
-        trained = self._trained(run.method, steps)
         if trained is not None:
             run.metrics |= self._training(trained, split)
         for step in steps:
@@ -128,12 +129,6 @@ class Reader:
                 )
                 found[key].metrics = self._training(step, EVAL)
         return list(found.values())
-
-    @staticmethod
-    def _trained(method: str, steps: Sequence[_Finished]) -> _Finished | None:
-        """The step whose training metrics are the run's: its method's own, which is the last that gives a policy."""
-        gives = pipelines()[method].gives if method in pipelines() else "policy"
-        return next((step for step in reversed(steps) if step.pipeline.gives == gives), None)
 
     def _training(self, step: _Finished, split: str) -> dict[str, Metric]:
         tables = self._table(step)
@@ -170,7 +165,8 @@ class Reader:
         """The shown columns of `out/scores.parquet` by split; rows without a value are left out of that column."""
         if step.key not in self._tables:
             path = step.folder / "out" / "scores.parquet"
-            self._tables[step.key] = _read(path, set(step.pipeline.metrics.values())) if path.exists() else {}
+            wanted = set(step.pipeline.metrics.values())
+            self._tables[step.key] = _read(path, wanted, self._ids) if path.exists() else {}
         return self._tables[step.key]
 
 
@@ -180,7 +176,7 @@ def _reward(step: _Finished) -> Any:
     return {role: inputs[role] for role in sorted(inputs) if role.startswith("reward")}
 
 
-def _read(path: Path, wanted: set[str]) -> dict[str, dict[str, Column]]:
+def _read(path: Path, wanted: set[str], known: dict[tuple[str, ...], tuple[str, ...]]) -> dict[str, dict[str, Column]]:
     import numpy as np
     import pyarrow.parquet as pq
 
@@ -190,7 +186,6 @@ def _read(path: Path, wanted: set[str]) -> dict[str, dict[str, Column]]:
     splits = np.array(table["split"].to_pylist(), dtype=object)
     ids = np.array(table["prompt_id"].to_pylist(), dtype=object)
     numbers = {name: table[name].to_numpy().astype(np.float64) for name in names}
-    shared: dict[tuple[str, ...], tuple[str, ...]] = {}
     found: dict[str, dict[str, Column]] = {}
     for split in dict.fromkeys(splits.tolist()):
         here = splits == split
@@ -199,6 +194,5 @@ def _read(path: Path, wanted: set[str]) -> dict[str, dict[str, Column]]:
             kept = here & np.isfinite(values)
             if kept.any():
                 row_ids = tuple(ids[kept])
-                # one tuple for all columns of the same rows: comparing them is then a comparison of addresses
-                columns[name] = Column(shared.setdefault(row_ids, row_ids), values[kept])
+                columns[name] = Column(known.setdefault(row_ids, row_ids), values[kept])
     return found

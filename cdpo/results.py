@@ -1,7 +1,8 @@
-"""What the finished steps of a store say: every metric of every run with its interval, by configuration over seeds, compared.
+"""What the finished steps of a store say: each run's metrics with intervals, configurations over seeds, comparisons.
 
-Which numbers: the metrics of a run's evaluation steps and of its last training step (a DPO run shows no SFT loss), all on
-the split that was generated for, `eval` where nothing was generated. A reward model's own accuracy is listed by itself.
+Which numbers: the metrics of a run's evaluation steps and of its method's training step (a DPO run shows no SFT loss),
+all on the split that was generated for; `eval` where nothing was generated, and for training metrics where the split is
+`train`. A reward model's own accuracy is listed by itself.
 
 Intervals are over prompts and hold fixed everything else: the seeds, the trained models, the sampled responses, the
 reward model. A configuration's values are first averaged over its seeds, prompt by prompt; what other seeds would have
@@ -11,7 +12,7 @@ given is another interval (`between_seeds`). cdpo/stats/ has the rules.
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,15 +67,18 @@ def responses(run: str, tag: str | None = None, store: str | Path | None = None)
 def collect(store: str | Path, tag: str | None = None) -> dict[str, Any]:
     """Everything that `cdpo results --json` prints: `runs`, `groups` (configurations, over seeds) and `reward_models`.
 
-    A metric is {mean, low, high, n, split, conditional_on}; a group's has `seeds` and `between_seeds` too. `versus` of a
-    group compares it, prompt by prompt, with the group of the policies that its training started from (SFT).
+    A metric is {mean, low, high, n, split, conditional_on}; a group's has `seeds` and `between_seeds` too. `versus` of
+    a group compares it, prompt by prompt, with the group of the policies that its training started from (SFT).
     """
     reader = Reader(Store(Path(store)))
     runs = [reader.run(ref) for ref in reader.store.read_refs(tag)]
     groups = _grouped(runs)
+    by_policy: dict[str | None, list[Group]] = {}
+    for group in groups:
+        by_policy.setdefault(group.runs[0].policy, []).append(group)
     return {
         "runs": [_run_entry(run) for run in runs],
-        "groups": [_group_entry(group, groups) for group in groups],
+        "groups": [_group_entry(group, by_policy) for group in groups],
         "reward_models": [_reward_model_entry(run) for run in reader.reward_models(runs)],
     }
 
@@ -137,11 +141,10 @@ def _seeds(runs: Sequence[RunScores]) -> str:
 
 
 def _fixed(runs: Sequence[RunScores], metric: str) -> str:
-    what = (
-        "the trained model" if runs[0].metrics[metric].training else "the trained model, its responses and their reward"
-    )
-    each = "" if len(runs) == 1 else ", values averaged over seeds"
-    return f"{_seeds(runs)}: {what} as they are; the interval is over prompts{each}"
+    what = "the trained model" if runs[0].metrics[metric].training else "the model, its responses and the reward model"
+    own = " (each seed has its own)" if len(_meanings(runs, metric)) > 1 else ""
+    averaged = "" if len(runs) == 1 else ", each averaged over the seeds"
+    return f"{_seeds(runs)}: {what}{own}; the interval is over prompts{averaged}"
 
 
 def _is_rate(metric: str) -> bool:
@@ -175,7 +178,7 @@ def _run_entry(run: RunScores) -> dict[str, Any]:
     }
 
 
-def _group_entry(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
+def _group_entry(group: Group, by_policy: Mapping[str | None, Sequence[Group]]) -> dict[str, Any]:
     metrics = {}
     for name in group.metrics:
         having = group.having(name)
@@ -194,7 +197,7 @@ def _group_entry(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
         "state": "done" if all(run.state == "done" for run in group.runs) else "unfinished",
         "marks": list(dict.fromkeys(mark for run in group.runs for mark in run.marks)),
         "metrics": metrics,
-        "versus": _versus(group, groups),
+        "versus": _versus(group, by_policy.get(group.runs[0].started_from, [])),
     }
 
 
@@ -205,7 +208,7 @@ def _reward_model_entry(run: RunScores) -> dict[str, Any]:
 
 def _versus(group: Group, groups: Sequence[Group]) -> dict[str, Any] | None:
     """The group against that of the policies its runs' training started from; None where there is no such group."""
-    baselines = [other for other in groups if other is not group and _started_from(group, other)]
+    baselines = [other for other in groups if _started_from(group, other)]
     if len(baselines) != 1:
         return None
     metrics, not_compared = _differences(group, baselines[0], lambda metric: not metric.training)
@@ -242,7 +245,7 @@ def _differences(
         one = average([run.metrics[name].column for run in ours])
         other = average([run.metrics[name].column for run in theirs])
         seeds = _seeds(ours) if _seeds(ours) == _seeds(theirs) else f"{_seeds(ours)} against {_seeds(theirs)}"
-        fixed = f"{seeds}: models, responses and rewards as they are; the interval is over prompts, which are paired"
+        fixed = f"{seeds}: the models, their responses and the reward model; the interval is over prompts, paired"
         found = paired(one, other, conditional_on=fixed)
         if found is None:
             not_compared[name] = "they share no prompts"

@@ -17,7 +17,7 @@ OVER_SEEDS = "these prompts; the interval is over seeds"
 
 @dataclass(frozen=True)
 class Column:
-    """One number per row of a split: `ids` are the rows' prompt_ids, all different, `values` float64 of the same length."""
+    """One number per row of a split: `ids` are the rows' prompt_ids, all different, `values` float64, as many."""
 
     ids: tuple[str, ...]
     values: np.ndarray
@@ -68,7 +68,7 @@ def average(columns: Sequence[Column]) -> Column:
 
 
 def paired(a: Column, b: Column, *, conditional_on: str) -> Difference | None:
-    """a - b over the rows that both have, its t interval over prompts, and the p value of the same t; None for no rows."""
+    """a - b over the rows that both have: t interval over prompts and the p value of the same t. None for no rows."""
     ids, table = align([a, b])
     if not ids:
         return None
