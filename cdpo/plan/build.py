@@ -17,14 +17,16 @@ from cdpo.plan.references import References
 from cdpo.plan.stages import RunPlanner, StageError
 
 
-def plan_file(tasks: Path, configs: Path, known: Mapping[str, dict[str, Any]] | None = None) -> Plan:
+def plan_file(
+    tasks: Path, configs: Path, known: Mapping[str, dict[str, Any]] | None = None, smoke: bool = False
+) -> Plan:
     """The plan of one tasks file; `known` are the file records of an earlier plan. Raises ConfigError, all at once."""
     tables = read_tables(configs)
     experiments = read_experiments(tasks, tables)
     references = References(tables, Path(tasks).resolve().parent, known)
     for file in [tasks, *tables.files]:
         references.hash_file(Path(file).resolve())
-    builder = PlanBuilder(tables, references)
+    builder = PlanBuilder(tables, references, smoke)
     for experiment in experiments:
         builder.add(experiment)
     return builder.plan(Path(tasks).resolve())
@@ -33,9 +35,9 @@ def plan_file(tasks: Path, configs: Path, known: Mapping[str, dict[str, Any]] | 
 class PlanBuilder:
     """Collects the runs and steps of experiments."""
 
-    def __init__(self, tables: Tables, references: References) -> None:
-        self.tables, self.references = tables, references
-        self.resolver = ParameterResolver(tables)
+    def __init__(self, tables: Tables, references: References, smoke: bool = False) -> None:
+        self.references = references
+        self.resolver = ParameterResolver(tables, smoke)
         self.steps: dict[str, PlannedStep] = {}
         self.runs: dict[tuple[str, str], PlannedRun] = {}
         self.problems: list[Problem] = []

@@ -12,6 +12,8 @@ from cdpo.config.params import Params
 from cdpo.config.tables import ModelEntry, Tables
 from cdpo.pipeline import Pipeline
 
+SMOKE = {"max_steps": 2, "limit": 8, "batch_size": 4}
+
 
 @dataclass
 class Resolved:
@@ -25,8 +27,10 @@ class Resolved:
 class ParameterResolver:
     """Fills in and checks parameters; the same written values for the same names are worked out once."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, smoke: bool = False) -> None:
         self.tables = tables
+        #: every training step is cut to 2 optimiser steps, and everything but the data to 8 rows
+        self.smoke = smoke
         self._cache: dict[Any, Resolved | ValidationError] = {}
 
     def resolve(
@@ -77,6 +81,8 @@ class ParameterResolver:
         if lora is True or (isinstance(lora, dict) and "target_modules" not in lora):
             modules = self.tables.lora_modules(model)
             values["lora"] = {**({} if lora is True else lora), **({"target_modules": modules} if modules else {})}
+        if self.smoke and pipeline.gives != "data":
+            values.update({name: most for name, most in SMOKE.items() if name in fields})
         params = pipeline.params.model_validate(values)
         return Resolved(params.model_dump(), params.model_dump(exclude_defaults=True), params)
 

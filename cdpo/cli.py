@@ -1,0 +1,290 @@
+"""The command line: every command a few lines that call into the rooms. Only click is imported before one is chosen."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cdpo import __version__
+from cdpo.errors import CdpoError
+
+if TYPE_CHECKING:
+    from cdpo.project import Project
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DISPLAYS = click.Choice(["auto", "rich", "plain", "json"])
+
+
+def places(command: Command) -> Command:
+    """`--configs` and `--store` are understood before and after a command's name."""
+    command = click.option("--configs", metavar="DIR", help="Default: $CDPO_CONFIGS or ./configs.")(command)
+    return click.option("--store", metavar="DIR", help="Default: $CDPO_STORE or ./.cdpo.")(command)
+
+
+def tasks_argument(command: Command) -> Command:
+    return click.argument("tasks", required=False, metavar="[TASKS]")(places(command))
+
+
+def project_of(configs: str | None, store: str | None, tasks: str | None = None) -> "Project":
+    from cdpo.project import Project
+
+    above = click.get_current_context().find_root().params
+    return Project.at(configs or above.get("configs"), store or above.get("store"), tasks)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@places
+@click.version_option(__version__, prog_name="cdpo")
+def cli(debug: bool, configs: str | None, store: str | None) -> None:
+    """Alignment experiments from a YAML file: describe a matrix, prepare it, run it, compare.
+
+    TASKS is the file that describes the matrix; without it, tasks.yaml of the configs folder.
+    """
+    if debug:
+        os.environ["CDPO_DEBUG"] = "1"
+
+
+# -- the matrix ---------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@tasks_argument
+@click.option("--display", type=DISPLAYS, default="auto")
+def prep(tasks: str | None, configs: str | None, store: str | None, display: str) -> None:
+    """Validate, prepare the data, freeze the plan."""
+    from cdpo.commands.matrix import prep as run
+
+    run(project_of(configs, store, tasks), display)
+
+
+@cli.command()
+@tasks_argument
+@click.option("--json", "as_json", is_flag=True, help="The same for programs.")
+def plan(tasks: str | None, configs: str | None, store: str | None, as_json: bool) -> None:
+    """Show what would run and why, without side effects."""
+    from cdpo.commands.matrix import show_plan
+
+    show_plan(project_of(configs, store, tasks), as_json)
+
+
+@cli.command()
+@tasks_argument
+@click.option("--only", metavar="A,B", help="Only these pipelines (and what they need).")
+@click.option("--runs", multiple=True, metavar="GLOB", help="Only runs whose name fits; may be repeated.")
+@click.option("--fail-fast", is_flag=True, help="Start nothing more after a failure.")
+@click.option("--smoke", is_flag=True, help="The whole matrix with 2 optimiser steps and 8 rows, in a throwaway store.")
+@click.option("--display", type=DISPLAYS, default="auto")
+def execute(
+    tasks: str | None,
+    configs: str | None,
+    store: str | None,
+    only: str | None,
+    runs: tuple[str, ...],
+    fail_fast: bool,
+    smoke: bool,
+    display: str,
+) -> None:
+    """Run the plan: every step once, whatever was killed before."""
+    from cdpo.commands.matrix import execute as run
+
+    sys.exit(run(project_of(configs, store, tasks), display, only, runs, fail_fast, smoke))
+
+
+@cli.command()
+@tasks_argument
+@click.option("--json", "as_json", is_flag=True, help="The same for programs.")
+def status(tasks: str | None, configs: str | None, store: str | None, as_json: bool) -> None:
+    """Show how far every step of the frozen plan is."""
+    from cdpo.commands.inspect import status as run
+
+    run(project_of(configs, store, tasks), as_json)
+
+
+@cli.command()
+@click.argument("step")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the step ends.")
+@places
+def logs(step: str, follow: bool, configs: str | None, store: str | None) -> None:
+    """Print the log of STEP (its key, name, or a part of them)."""
+    from cdpo.commands.inspect import logs as run
+
+    run(project_of(configs, store), step, follow)
+
+
+@cli.command()
+@click.argument("step")
+@tasks_argument
+def why(step: str, tasks: str | None, configs: str | None, store: str | None) -> None:
+    """Print what STEP's key was hashed from, and how it differs from the nearest finished step."""
+    from cdpo.commands.inspect import why as run
+
+    run(project_of(configs, store, tasks), step)
+
+
+@cli.command()
+@click.argument("step")
+@places
+def redo(step: str, configs: str | None, store: str | None) -> None:
+    """Set a finished STEP aside, so that the next execute makes it again."""
+    from cdpo.commands.upkeep import redo as run
+
+    run(project_of(configs, store), step)
+
+
+@cli.command()
+@places
+def stop(configs: str | None, store: str | None) -> None:
+    """End the steps that run in this store; they can be gone on with."""
+    from cdpo.commands.upkeep import stop as run
+
+    run(project_of(configs, store))
+
+
+# -- results ------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("-t", "--tag", help="Only runs of this tag.")
+@click.option("--json", "form", flag_value="json", help="Everything, for programs.")
+@click.option("--csv", "form", flag_value="csv", help="One line per run and metric.")
+@places
+def results(tag: str | None, form: str | None, configs: str | None, store: str | None) -> None:
+    """Show every metric with n and a 95 % interval: a row per run, then one per configuration over seeds."""
+    from cdpo.commands.inspect import results as run
+
+    run(project_of(configs, store), tag, form)
+
+
+@cli.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("-t", "--tag", help="Look for both in this tag.")
+@click.option("--json", "as_json", is_flag=True)
+@places
+def compare(a: str, b: str, tag: str | None, as_json: bool, configs: str | None, store: str | None) -> None:
+    """Compare two runs, or two configurations over their seeds, paired by prompt."""
+    from cdpo.commands.inspect import compare as run
+
+    run(project_of(configs, store), a, b, tag, as_json)
+
+
+# -- upkeep -------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("-t", "--tag", required=True)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@places
+def clear(tag: str, yes: bool, configs: str | None, store: str | None) -> None:
+    """Delete a tag's runs and the steps that only they have; shows them and asks first."""
+    from cdpo.commands.upkeep import clear as run
+
+    run(project_of(configs, store), tag, yes)
+
+
+@cli.command()
+@click.option("--weights", is_flag=True, help="Evict the weights of finished steps too; they are remade when needed.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@places
+def gc(weights: bool, yes: bool, configs: str | None, store: str | None) -> None:
+    """Free disk: steps of no run, leavings of failed attempts; shows them and asks first."""
+    from cdpo.commands.upkeep import gc as run
+
+    run(project_of(configs, store), weights, yes)
+
+
+@cli.command()
+@places
+def doctor(configs: str | None, store: str | None) -> None:
+    """Say what this machine can run, what is missing, and how to get it."""
+    from cdpo.commands.doctor import doctor as run
+
+    run(project_of(configs, store))
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON schema of tasks.yaml, for editors."""
+    from cdpo.commands.schema import print_schema
+
+    print_schema()
+
+
+@cli.command()
+@click.argument("folder", default=".", metavar="[DIR]")
+def init(folder: str) -> None:
+    """Write a starter project: configs/ with the playground's matrix."""
+    from cdpo.commands.upkeep import init as run
+
+    run(folder)
+
+
+@cli.command("import")
+@click.argument("other", metavar="OTHER_STORE")
+@places
+def import_store(other: str, configs: str | None, store: str | None) -> None:
+    """Add the finished steps and runs of another store."""
+    from cdpo.commands.upkeep import import_store as run
+
+    run(project_of(configs, store), other)
+
+
+# -- one run ------------------------------------------------------------------------------------------------------
+
+
+def one_run(name: str, stages: list[str], method: str, help_text: str) -> None:
+    """Add a command that runs a matrix of one; `--PARAMETER VALUE` sets any parameter of its last pipeline."""
+
+    @cli.command(name, help=help_text, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    @click.option("-m", "--model", required=True)
+    @click.option("-d", "--dataset", required=True)
+    @click.option("-t", "--tag", required=True)
+    @click.option("-s", "--seed", default=0, show_default=True)
+    @click.option("-p", "--pipeline", "method", default=method, show_default=True, help="The method of the run.")
+    @click.option("--display", type=DISPLAYS, default="auto")
+    @places
+    @click.pass_context
+    def command(context: click.Context, /, configs: str | None, store: str | None, display: str, **chosen: Any) -> None:
+        from cdpo.commands.single import run_one
+
+        sys.exit(run_one(project_of(configs, store), name, stages, chosen, context.args, display))
+
+
+_OWN = "\n\nAny parameter of it can follow as --NAME VALUE; those of other stages as --STAGE.NAME VALUE."
+one_run("sft", ["SFT"], "SFT", "Fine-tune one model on the chosen responses of one dataset." + _OWN)
+one_run("dpo", ["SFT", "DPO"], "DPO", "Train one policy by a preference method." + _OWN)
+one_run("gen", ["SFT", "DPO", "GEN"], "SFT", "Answer the prompts of a split with one policy." + _OWN)
+one_run("evalreward", ["SFT", "DPO", "GEN", "EVALREWARD"], "SFT", "Score one policy's responses with a reward." + _OWN)
+
+
+def main() -> None:
+    """The console script: exit codes 0, 1, 2 and 130; a traceback only with --debug or CDPO_DEBUG=1."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader (`| head`) has gone; nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except CdpoError as error:
+        if os.environ.get("CDPO_DEBUG"):
+            raise
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

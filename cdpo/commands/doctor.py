@@ -1,0 +1,105 @@
+"""`cdpo doctor`: what this machine can run, what is missing, and how to get it."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+
+from cdpo.errors import CdpoError
+from cdpo.project import Project
+
+REQUIRED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "pandas", "pyarrow", "scipy")
+
+
+def doctor(project: Project) -> None:
+    """Print one line per finding; a line that begins with `missing` or `wrong` says what to do."""
+    _python()
+    wrong = [*_packages(), *_hardware(), *_project(project)]
+    if wrong:
+        raise CdpoError(f"{len(wrong)} thing{'s' if len(wrong) > 1 else ''} to mend")
+
+
+def _found(text: str) -> None:
+    click.echo(f"ok       {text}")
+
+
+def _wrong(text: str, kind: str = "missing") -> str:
+    click.echo(f"{kind:<8} {text}")
+    return text
+
+
+def _python() -> None:
+    _found(f"Python {platform.python_version()}, {os.cpu_count()} cores, {_memory()}")
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB of memory"
+    except (ValueError, OSError):
+        return "memory unknown"
+
+
+def _packages() -> list[str]:
+    wrong = []
+    for name in REQUIRED:
+        try:
+            _found(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            wrong.append(_wrong(f"{name}: reinstall cdpo with `pip install cdpo`, or `make setup` in a checkout"))
+    if importlib.util.find_spec("bitsandbytes") is None:
+        click.echo("optional bitsandbytes is absent: `quantization: nf4` needs it (pip install 'cdpo[quantization]')")
+    else:
+        _found(f"bitsandbytes {version('bitsandbytes')}")
+    return wrong
+
+
+def _hardware() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        _found("no NVIDIA driver: steps run on the CPU")
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        return [_wrong(f"nvidia-smi fails: {(listed.stderr or listed.stdout).strip()}", "wrong")]
+    for line in listed.stdout.strip().splitlines():
+        _found(line)
+    return _cuda() if "+cpu" in _version("torch") else []
+
+
+def _cuda() -> list[str]:
+    return [_wrong("torch is a CPU build, and there is a GPU: install torch's CUDA build of the same version", "wrong")]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _project(project: Project) -> list[str]:
+    wrong = []
+    if project.tasks.exists():
+        _found(f"tasks: {project.tasks}")
+        try:
+            _found(f"{len(project.plan().runs)} runs in its plan")
+        except CdpoError as error:
+            wrong.append(_wrong(f"{project.tasks}: {str(error).splitlines()[0]}", "wrong"))
+    else:
+        click.echo(f"optional {project.tasks} is absent: `cdpo init` writes a starter project")
+    try:
+        project.devices()
+    except CdpoError as error:
+        wrong.append(_wrong(str(error).splitlines()[0], "wrong"))
+    place = project.store.root
+    while not place.exists() and place != Path(place.root):
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        wrong.append(_wrong(f"{project.store.root} cannot be written; name another store with --store", "wrong"))
+    free = shutil.disk_usage(place).free / 2**30
+    _found(f"store: {project.store.root}, {free:.1f} GiB free")
+    return wrong

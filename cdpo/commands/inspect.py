@@ -1,0 +1,147 @@
+"""status, logs, why, results, compare: looking, without changing anything."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from cdpo.errors import CdpoError
+from cdpo.files import read_json
+from cdpo.plan.freeze import read_plan
+from cdpo.plan.graph import Plan, PlannedStep
+from cdpo.plan.names import show_value
+from cdpo.plan.states import differences, features
+from cdpo.project import Project
+
+
+def status(project: Project, as_json: bool) -> None:
+    """Every step of the frozen plan of the tasks file, and how far it is."""
+    from cdpo.engine.status import status as states_of
+
+    steps = states_of(project.frozen(), project.store)
+    if as_json:
+        json.dump({"steps": steps}, sys.stdout)
+        print()
+        return
+    counts: dict[str, dict[str, int]] = {}
+    for step in steps:
+        of = counts.setdefault(step["pipeline"], {})
+        of[step["state"]] = of.get(step["state"], 0) + 1
+    width = max(len(name) for name in [*counts, "stage"])
+    for name, of in counts.items():
+        click.echo(f"{name:<{width}}  " + ", ".join(f"{count} {state}" for state, count in of.items()))
+    for step in steps:
+        if step["state"] in ("running", "adopted", "failed", "blocked"):
+            click.echo(f"{step['state']:<8} {step['pipeline']}/{step['name']}-{step['key'][:12]}{_details(step)}")
+
+
+def _details(step: dict[str, object]) -> str:
+    if step["state"] in ("failed", "blocked"):
+        reason = step.get("error") or step.get("by") or ""
+        return f": {str(reason).splitlines()[0]}" if reason else ""
+    done, total = step.get("done"), step.get("total")
+    return f"  {done}/{total}" if total else ""
+
+
+def log_of(project: Project, key: str, folder: Path | None) -> Path | None:
+    """The newest log of a step: of its unfinished attempt, or the one that was published."""
+    attempts = sorted(project.store.work(key).glob("attempt-*.log"), key=lambda path: path.stat().st_mtime)
+    if folder is not None and (folder / "log.txt").exists():
+        return folder / "log.txt"
+    return attempts[-1] if attempts else None
+
+
+def logs(project: Project, text: str, follow: bool) -> None:
+    key, folder = project.find_step(text)
+    log = log_of(project, key, folder)
+    while log is None and follow:
+        time.sleep(0.5)
+        log = log_of(project, key, project.store.find(key))
+    if log is None:
+        raise CdpoError(f"step {key[:12]} has not run yet: it has no log")
+    with open(log, encoding="utf-8", errors="replace") as stream:
+        while True:
+            if piece := stream.read():
+                click.echo(piece, nl=False)
+            elif not follow or not project.store.is_locked(key):
+                click.echo(stream.read(), nl=False)
+                return
+            else:
+                time.sleep(0.5)
+
+
+def why(project: Project, text: str) -> None:
+    """What a step's key was hashed from; what is different in the finished step that is nearest to it."""
+    key, folder = project.find_step(text)
+    described, label = _described(project, key, folder)
+    click.echo(f"{label}\nkey {key}\n")
+    for name, value in features(described).items():
+        click.echo(f"  {name:<28} {show_value(value)}")
+    state = f"finished: {folder}" if folder else "not finished"
+    click.echo(f"\n{state}")
+    others = [
+        (other, differences(described, manifest))
+        for other in project.store.finished().values()
+        if other.parent.name == described["pipeline"] and other != folder
+        for manifest in [project.store.manifest(other)]
+    ]
+    if not others:
+        click.echo(f"no other {described['pipeline']} step is finished in this store")
+        return
+    nearest, different = min(others, key=lambda pair: len(pair[1]))
+    click.echo(f"nearest finished step: {nearest.parent.name}/{nearest.name}")
+    for name, (theirs, mine) in different.items():
+        click.echo(f"  {name:<28} {show_value(theirs)} -> {show_value(mine)}")
+
+
+def _described(project: Project, key: str, folder: Path | None) -> tuple[dict[str, object], str]:
+    if folder is not None:
+        return project.store.manifest(folder), f"{folder.parent.name}/{folder.name}"
+    step = _planned(project, key)
+    described = {"params": step.params, "inputs": step.inputs, "seed": step.seed, "version": step.version}
+    return {**described, "pipeline": step.pipeline}, step.label
+
+
+def _planned(project: Project, key: str) -> PlannedStep:
+    frozen = read_plan(project.store.plans, project.tasks) if project.tasks.exists() else None
+    if frozen and key in frozen[0].steps:
+        return frozen[0].steps[key]
+    for path in sorted(project.store.plans.glob("*.json")):
+        plan = Plan.from_json(read_json(path))
+        if key in plan.steps:
+            return plan.steps[key]
+    raise CdpoError(f"no plan of {project.store.root} has a step {key[:12]}")
+
+
+def results(project: Project, tag: str | None, form: str | None) -> None:
+    from cdpo.report import render_table, to_csv
+    from cdpo.results import collect
+
+    collected = collect(project.store.root, tag)
+    if form == "json":
+        json.dump(collected, sys.stdout)
+        print()
+    elif form == "csv":
+        click.echo(to_csv(collected), nl=False)
+    else:
+        click.echo(render_table(collected, width=_width()), nl=False)
+
+
+def compare(project: Project, a: str, b: str, tag: str | None, as_json: bool) -> None:
+    from cdpo.report import render_comparison
+    from cdpo.results import compare as compared
+
+    found = compared(project.store.root, a, b, tag)
+    if as_json:
+        json.dump(found, sys.stdout)
+        print()
+    else:
+        click.echo(render_comparison(found, width=_width()), nl=False)
+
+
+def _width() -> int:
+    import shutil
+
+    return max(80, shutil.get_terminal_size((160, 40)).columns)

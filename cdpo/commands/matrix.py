@@ -1,0 +1,188 @@
+"""prep, plan, execute: from the tasks file to finished steps."""
+
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from cdpo.errors import UsageError
+from cdpo.plan.graph import Plan
+from cdpo.plan.states import StepState, states, summary
+from cdpo.project import Project
+
+DisplayKind = Literal["auto", "rich", "plain", "json"]
+
+
+def say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def prep(project: Project, display: Any) -> None:
+    """Plan, make the datasets, check that the rows fit, freeze."""
+    from cdpo.engine.display import make_display
+    from cdpo.prepare import prepare
+
+    plan = project.plan()
+    devices = project.devices()
+    found = prepare(project, plan, devices, make_display(display))
+    project.freeze(plan, found)
+    for line in _length_lines(plan, found["lengths"]):
+        say(line)
+    if display != "json":
+        click.echo(plan_table(plan, _states(project, plan)))
+        unavailable = {step.unavailable for step in plan.steps.values() if step.unavailable}
+        if unavailable:
+            say("not runnable by this release: " + "; ".join(sorted(unavailable)))
+        click.echo(f"prepared {len(plan.runs)} runs; `{command('execute', project)}` runs them")
+
+
+def show_plan(project: Project, as_json: bool) -> None:
+    plan = project.plan()
+    found = _states(project, plan)
+    if as_json:
+        json.dump(plan_json(plan, found), sys.stdout)
+        print()
+    else:
+        click.echo(plan_table(plan, found, _estimates(project, plan, found)))
+
+
+def execute(
+    project: Project, display: Any, only: str | None, runs: tuple[str, ...], fail_fast: bool, smoke: bool
+) -> int:
+    """Run what is not finished; returns the exit code."""
+    from cdpo.engine.display import make_display
+    from cdpo.engine.local import LocalEngine
+    from cdpo.prepare import prepare
+
+    if smoke:
+        return _smoke(project, display)
+    devices = project.devices()
+    plan = project.current(say, lambda plan: prepare(project, plan, devices, make_display(display)))
+    keys = chosen_keys(plan, only, runs)
+    refuse_unrunnable(plan, keys)
+    outcome = LocalEngine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
+    if outcome.interrupted:
+        say(f"interrupted; go on with: {command('execute', project)}")
+    elif outcome.exit_code == 0 and display != "json":
+        say("all steps are finished; `cdpo results` shows them")
+    return outcome.exit_code
+
+
+def _smoke(project: Project, display: Any) -> int:
+    """The whole matrix in little, in a store that is thrown away: the five minutes that save a night."""
+    from cdpo.engine.display import make_display
+    from cdpo.engine.local import LocalEngine
+    from cdpo.plan.build import plan_file
+    from cdpo.prepare import prepare
+    from cdpo.store import Store
+
+    with tempfile.TemporaryDirectory(prefix="cdpo-smoke-") as folder:
+        scratch = Project(project.configs, Store(Path(folder)), project.tasks)
+        plan = plan_file(project.tasks, project.configs, smoke=True)
+        refuse_unrunnable(plan, None)
+        devices = project.devices()
+        prepare(scratch, plan, devices, make_display(display))
+        outcome = LocalEngine(scratch.store, devices, make_display(display)).run(plan)
+        for key in outcome.failed:
+            work = scratch.store.work(key)
+            for log in sorted(work.glob("attempt-*.log"))[-1:]:
+                say(f"--- {plan.steps[key].label}\n{log.read_text(errors='replace')}")
+    say("smoke test " + ("passed" if outcome.exit_code == 0 else "failed"))
+    return outcome.exit_code
+
+
+def chosen_keys(plan: Plan, only: str | None, runs: tuple[str, ...]) -> set[str] | None:
+    """The keys that `--only` and `--runs` choose; None for the whole plan. Raises UsageError where nothing fits."""
+    if not only and not runs:
+        return None
+    chosen = [run for run in plan.runs if not runs or any(fnmatch(run.name, each) for each in runs)]
+    if not chosen:
+        raise UsageError(f"no run is called like {' or '.join(runs)}; there is: {_some(run.name for run in plan.runs)}")
+    wanted = [name.strip() for name in only.split(",")] if only else None
+    there = {step.pipeline for step in plan.steps.values()}
+    unknown = [name for name in wanted or [] if name not in there]
+    if unknown:
+        raise UsageError(f"--only: the plan has no {', '.join(unknown)}; it has {', '.join(sorted(there))}")
+    keys = {key for run in chosen for key in run.steps}
+    return {key for key in keys if wanted is None or plan.steps[key].pipeline in wanted}
+
+
+def refuse_unrunnable(plan: Plan, keys: set[str] | None) -> None:
+    """Raise UsageError where a wanted step cannot be run by this release, or without resolving a reference."""
+    wanted = plan.steps if keys is None else keys
+    obstacles = {plan.steps[key].unavailable or plan.steps[key].unresolved for key in wanted} - {None}
+    if obstacles:
+        raise UsageError("this plan cannot be run:\n  " + "\n  ".join(sorted(filter(None, obstacles))))
+
+
+def plan_json(plan: Plan, found: dict[str, StepState]) -> dict[str, Any]:
+    """The contract of `cdpo plan --json`."""
+    return {
+        "runs": [{"name": run.name, "tag": run.tag, "seed": run.seed, "steps": run.steps} for run in plan.runs],
+        "steps": [
+            {
+                "key": step.key,
+                "pipeline": step.pipeline,
+                "name": step.name,
+                "state": found[step.key].state,
+                "why": found[step.key].why,
+                "inputs": step.parents,
+            }
+            for step in plan.steps.values()
+        ],
+    }
+
+
+def plan_table(plan: Plan, found: dict[str, StepState], more: Iterable[str] = ()) -> str:
+    rows = summary(plan, found)
+    width = max([len("stage"), *(len(row.stage) for row in rows)])
+    lines = [f"{'stage':<{width}} {'total':>7} {'cached':>7} {'run':>7}   why"]
+    lines += [f"{row.stage:<{width}} {row.total:>7} {row.cached:>7} {row.run:>7}   {row.why}".rstrip() for row in rows]
+    return "\n".join([*lines, f"{len(plan.runs)} runs, {len(plan.steps)} steps", *more])
+
+
+def _states(project: Project, plan: Plan) -> dict[str, StepState]:
+    from cdpo.store.provenance import source_digest
+
+    return states(plan, project.store.finished(), source_digest)
+
+
+def _estimates(project: Project, plan: Plan, found: dict[str, StepState]) -> list[str]:
+    from cdpo.plan.estimates import estimate_lines
+
+    todo = [step for step in plan.steps.values() if found[step.key].state == "run"]
+    return estimate_lines(project.store, todo)
+
+
+def _length_lines(plan: Plan, lengths: dict[str, Any]) -> list[str]:
+    """One line per dataset and model of which rows are left out."""
+    lines = []
+    for reports in lengths.values():
+        for split, report in reports.items():
+            if report["dropped"]:
+                causes = ", ".join(f"{count} {cause}" for cause, count in report["dropped"].items())
+                lines.append(f"{split}: {causes} of {report['rows']} rows; training leaves them out")
+    return lines
+
+
+def command(name: str, project: Project) -> str:
+    """The command line that goes on with this project, as a user would type it."""
+    words = ["cdpo", name]
+    if project.tasks != project.configs / "tasks.yaml":
+        words.append(str(project.tasks))
+    if str(project.configs) != "configs":
+        words += ["--configs", str(project.configs)]
+    if project.store.root != Path.cwd() / ".cdpo":
+        words += ["--store", str(project.store.root)]
+    return shlex.join(words)
+
+
+def _some(names: Iterable[str], limit: int = 8) -> str:
+    listed = list(names)
+    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")

@@ -1,0 +1,100 @@
+"""`cdpo schema`: the JSON schema of tasks.yaml, for editors that complete and check while one types."""
+
+import json
+from typing import Any
+
+from cdpo.config.experiment import BASE, REWARD, SEED
+from cdpo.pipeline import Pipeline, pipelines
+
+_REWARD = {
+    "description": "A reward by name, a Hub id, ./a/folder, ./my.py:function, or one trained in this plan.",
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {
+                "step": {"type": "string"},
+                "model": {"type": "string"},
+                "dataset": {"type": "string"},
+                "seed": {"type": "integer", "minimum": 0},
+            },
+            "required": ["step"],
+            "additionalProperties": False,
+        },
+    ],
+}
+
+
+def print_schema() -> None:
+    print(json.dumps(tasks_schema(), indent=1))
+
+
+def tasks_schema() -> dict[str, Any]:
+    """All three forms of a tasks file. Every parameter may be one value or a list of them (an axis)."""
+    definitions: dict[str, Any] = {}
+    settings = {name: _settings(pipeline, definitions) for name, pipeline in pipelines().items()}
+    tasks = [_task(pipeline, settings[name]) for name, pipeline in pipelines().items() if pipeline.method]
+    tasks.append({"type": "object", "properties": {"pipeline": {"const": BASE}}, "additionalProperties": False})
+    seeds = _axis({"type": "integer", "minimum": 0})
+    selection = {"type": "array", "items": {"type": "object"}}
+    listed = [name for name, pipeline in pipelines().items() if pipeline.stage]
+    properties: dict[str, Any] = {
+        "tag": {"type": "string", "description": "Groups the runs of one study."},
+        "pipelines": {
+            "type": "array",
+            "items": {"enum": listed},
+            "description": "The stages that each run goes through.",
+        },
+        "model": _axis({"type": "string"}),
+        "dataset": _axis({"type": "string"}),
+        "seed": seeds,
+        "tasks": {"type": "array", "items": {"anyOf": tasks}},
+        "exclude": selection,
+        "include": selection,
+        **settings,
+    }
+    experiment = {"type": "object", "properties": properties, "additionalProperties": False}
+    definitions["experiment"] = experiment
+    one = {"$ref": "#/$defs/experiment"}
+    named = {"type": "object"}
+    several = {
+        "type": "object",
+        "properties": {
+            "experiments": {"type": "array", "items": one},
+            "defaults": one,
+            "models": named,
+            "datasets": named,
+            "rewards": named,
+        },
+        "required": ["experiments"],
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "cdpo tasks.yaml",
+        "anyOf": [one, {"type": "array", "items": one}, several],
+        "$defs": definitions,
+    }
+
+
+def _settings(pipeline: Pipeline, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The mapping of a pipeline's parameters, each an axis."""
+    schema = pipeline.params.model_json_schema(ref_template="#/$defs/{model}")
+    definitions.update(schema.pop("$defs", {}))
+    properties = {name: _axis(field) for name, field in schema["properties"].items()}
+    if REWARD in pipeline.takes.values():
+        properties[REWARD] = _axis(_REWARD)
+    if pipeline.seeded:
+        properties[SEED] = _axis({"type": "integer", "minimum": 0})
+    described: dict[str, Any] = {"description": schema["description"]} if "description" in schema else {}
+    return {"type": "object", "properties": properties, "additionalProperties": False, **described}
+
+
+def _task(pipeline: Pipeline, settings: dict[str, Any]) -> dict[str, Any]:
+    own = {"pipeline": {"const": pipeline.name}, **settings["properties"]}
+    return {**settings, "properties": own, "required": ["pipeline"]}
+
+
+def _axis(field: dict[str, Any]) -> dict[str, Any]:
+    about: dict[str, Any] = {name: field[name] for name in ("description", "default") if name in field}
+    return {"anyOf": [field, {"type": "array", "items": field, "minItems": 1}], **about}

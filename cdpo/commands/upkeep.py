@@ -1,0 +1,96 @@
+"""redo, stop, clear, gc, init, import: what changes a store or writes a project. What deletes shows first, and asks."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cdpo.errors import CdpoError, UsageError
+from cdpo.plan.estimates import show_size as _size
+from cdpo.project import Project
+
+if TYPE_CHECKING:
+    from cdpo.store.removal import Removal
+
+
+def redo(project: Project, text: str) -> None:
+    key, folder = project.find_step(text)
+    if folder is None:
+        raise CdpoError(f"step {key[:12]} is not finished; `cdpo execute` makes it")
+    aside = project.store.discard(key)
+    click.echo(f"set aside: {aside}\nthe next `cdpo execute` makes it again")
+
+
+def stop(project: Project) -> None:
+    from cdpo.engine.stop import stop as stop_workers
+
+    stopped = stop_workers(project.store)
+    for key in stopped:
+        click.echo(f"stopped {key[:12]}")
+    if not stopped:
+        click.echo("nothing runs in this store")
+
+
+def clear(project: Project, tag: str, yes: bool) -> None:
+    from cdpo.store.removal import plan_clear
+
+    found = plan_clear(project.store, tag)
+    if not found:
+        raise CdpoError(f"no run of tag {tag!r} in {project.store.root}; `cdpo results` shows the tags")
+    _delete(project, found, yes)
+
+
+def gc(project: Project, weights: bool, yes: bool) -> None:
+    from cdpo.store.removal import plan_gc
+
+    found = plan_gc(project.store, project.store.finished() if weights else ())
+    if not found:
+        click.echo("nothing to free")
+        return
+    _delete(project, found, yes)
+
+
+def _delete(project: Project, found: "list[Removal]", yes: bool) -> None:
+    """Show what would go, ask, and delete exactly that."""
+    from cdpo.store.removal import remove
+
+    for each in found:
+        click.echo(f"{each.kind:<8} {_size(each.bytes):>9}  {each.path}  ({each.why})")
+    click.echo(f"{len(found)} things, {_size(sum(each.bytes for each in found))}")
+    if not yes:
+        click.confirm("Delete exactly this?", abort=True)
+    gone = list(remove(project.store, found))
+    click.echo(f"deleted {len(gone)} of {len(found)}")
+    for each in found:
+        if each not in gone:
+            click.echo(f"left alone, being made now: {each.path}")
+
+
+def init(folder: str) -> None:
+    """Copy the shipped configs; a file that is there already is left alone, and said so."""
+    from cdpo.config.tables import shipped_configs
+
+    target = Path(folder) / "configs"
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file; name another folder")
+    source = shipped_configs()
+    for path in sorted(source.rglob("*.yaml")):
+        place = target / path.relative_to(source)
+        if place.exists():
+            click.echo(f"kept    {place}")
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+        click.echo(f"written {place}")
+    click.echo("next: cdpo prep && cdpo execute && cdpo results")
+
+
+def import_store(project: Project, other: str) -> None:
+    from cdpo.store import Store
+    from cdpo.store.importing import import_from
+
+    if not (Path(other) / "steps").is_dir():
+        raise UsageError(f"{other} is not a store: it has no steps/")
+    added = import_from(project.store, Store(Path(other)))
+    click.echo(f"added {added.steps} steps and {added.refs} runs")

@@ -1,0 +1,141 @@
+"""Where a user's project lies, and the road from its tasks file to a frozen plan."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdpo.config.devices import Devices
+from cdpo.config.problems import ConfigError
+from cdpo.config.tables import checked
+from cdpo.config.yaml_reader import read_yaml
+from cdpo.errors import CdpoError, UsageError
+from cdpo.files import read_json
+from cdpo.plan.build import plan_file
+from cdpo.plan.freeze import changed_files, plan_name, read_plan, write_plan
+from cdpo.plan.graph import Plan
+from cdpo.store import Store
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Project:
+    """The folders of one project. `tasks` is the file that the commands of the matrix work on."""
+
+    configs: Path
+    store: Store
+    tasks: Path
+
+    @classmethod
+    def at(cls, configs: str | None, store: str | None, tasks: str | None) -> "Project":
+        """`--configs`, `$CDPO_CONFIGS` or `./configs`; `--store`, `$CDPO_STORE` or `./.cdpo`."""
+        configs_path = Path(configs or os.environ.get("CDPO_CONFIGS") or "configs")
+        store_path = Path(store or os.environ.get("CDPO_STORE") or ".cdpo")
+        return cls(configs_path, Store(store_path), Path(tasks) if tasks else configs_path / "tasks.yaml")
+
+    def devices(self) -> Devices:
+        path = self.configs / "devices.yaml"
+        if not path.exists():
+            return Devices()
+        document = read_yaml(path)
+        found, problems = checked(Devices, document.value or {}, document, ())
+        if problems:
+            raise ConfigError(problems)
+        devices: Devices = found
+        return devices
+
+    def plan(self) -> Plan:
+        """The plan as the files stand now. Raises ConfigError with everything that is wrong."""
+        if not self.tasks.exists():
+            raise UsageError(f"there is no {self.tasks}: `cdpo init` writes a starter project, or name a tasks file")
+        frozen = read_plan(self.store.plans, self.tasks)
+        plan = plan_file(self.tasks, self.configs, frozen[0].files if frozen else None)
+        plan.name = plan_name(self.tasks)
+        return plan
+
+    def frozen(self) -> Plan:
+        """The plan that `prep` froze. Raises UsageError where there is none."""
+        found = read_plan(self.store.plans, self.tasks)
+        if found is None:
+            raise UsageError(f"{self.tasks} has no plan yet in {self.store.root}: run `cdpo prep`")
+        return found[0]
+
+    def freeze(self, plan: Plan, prep: dict[str, Any]) -> None:
+        """Write the plan and the references of its runs; refuses to take over a run of another tasks file."""
+        known = {(ref["tag"], ref["name"]): ref for ref in self.store.read_refs()}
+        for run in plan.runs:
+            other = known.get((run.tag, run.name))
+            if other is None or other["steps"] == run.steps or other.get("tasks") in (None, plan.tasks):
+                continue
+            if Path(other["tasks"]).exists():
+                raise UsageError(
+                    f"{self.tasks}: run {run.name} of tag {run.tag} belongs to {other['tasks']}, with other steps; "
+                    "give this file another tag"
+                )
+        for run in plan.runs:
+            fields = ("seed", "method", "model", "dataset", "params", "steps", "marks")
+            value = {"name": run.name, "tag": run.tag, **{name: getattr(run, name) for name in fields}}
+            value["tasks"] = plan.tasks
+            if known.get((run.tag, run.name)) != value:
+                self.store.write_ref(run.tag, run.name, value)
+        write_plan(self.store.plans, plan, prep)
+
+    def current(self, say: Say, prepare: Callable[[Plan], dict[str, Any]]) -> Plan:
+        """The frozen plan if nothing changed since; otherwise it is planned, prepared and frozen anew, and said so."""
+        plan = self.plan()
+        frozen = read_plan(self.store.plans, self.tasks)
+        if frozen is not None and self._still(frozen[0], plan):
+            return plan
+        if frozen is not None:
+            changed = changed_files(frozen[0], plan)
+            why = ", ".join(changed[:5]) + (" and more" if len(changed) > 5 else "") if changed else "cdpo itself"
+            say(f"changed since the plan was frozen: {why}; planning again")
+        else:
+            say(f"{self.tasks} has no plan yet: preparing it first")
+        self.freeze(plan, prepare(plan))
+        return plan
+
+    def _still(self, before: Plan, now: Plan) -> bool:
+        """Whether a frozen plan stands for the same runs and steps, with their references in place."""
+        if before.steps.keys() != now.steps.keys() or before.runs != now.runs:
+            return False
+        refs = {(ref["tag"], ref["name"]): ref["steps"] for ref in self.store.read_refs()}
+        return all(refs.get((run.tag, run.name)) == run.steps for run in now.runs)
+
+    def find_step(self, text: str) -> tuple[str, Path | None]:
+        """A step by (a beginning of) its key, or by the name of its folder: its key and folder (None: unfinished).
+
+        Raises CdpoError where nothing, or more than one step, fits.
+        """
+        found = find_steps(self, text)
+        if not found:
+            raise CdpoError(f"no step fits {text!r}; `cdpo status` lists keys and names")
+        if len(found) > 1:
+            shown = "\n  ".join(sorted(label for label, _ in found.values())[:12])
+            raise CdpoError(f"{len(found)} steps fit {text!r}; which one?\n  {shown}")
+        key, (_, folder) = next(iter(found.items()))
+        return key, folder
+
+
+def find_steps(project: Project, text: str) -> dict[str, tuple[str, Path | None]]:
+    """The finished and planned steps whose key begins with `text`, or whose label holds it: key -> (label, folder)."""
+    store = project.store
+    found: dict[str, tuple[str, Path | None]] = {}
+    for short, folder in store.finished().items():
+        label = f"{folder.parent.name}/{folder.name}"
+        if short.startswith(text) or text.startswith(short) or text in (label, folder.name) or _part(text, label):
+            found[store.manifest(folder)["key"]] = (label, folder)
+    for path in sorted(store.plans.glob("*.json")) if store.plans.is_dir() else []:
+        for step in read_json(path)["steps"]:
+            label = f"{step['pipeline']}/{step['name']}-{step['key'][:12]}"
+            fits = step["key"].startswith(text) or text in (label, label.partition("/")[2]) or _part(text, label)
+            if fits and step["key"] not in found:
+                found[step["key"]] = (label, None)
+    exact = {key: value for key, value in found.items() if key.startswith(text) or text in value[0].split("/")}
+    return exact or found
+
+
+def _part(text: str, label: str) -> bool:
+    return len(text) >= 3 and text.lower() in label.lower()
