@@ -1,9 +1,9 @@
 """DPO: direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) and TRL's other offline losses.
 
-The reference is the policy as it comes in. out/: the model or, with `lora`, one adapter on the same base, the
-tokenizer, and scores.parquet: `split, prompt_id, loss, rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins,
-logps/chosen, logps/rejected` for every row of `eval` and `tune`, each row scored as a batch of its own. (So a loss
-that compares rows with each other, `aot`, is the loss of a batch of one there.)
+The reference is the policy as it comes in. out/: the model or, with `lora`, one adapter on the same base; the
+tokenizer; and scores.parquet: `split, prompt_id, loss, rewards/chosen, rewards/rejected, rewards/accuracies,
+rewards/margins, logps/chosen, logps/rejected` for every row of `eval` and `tune`. Each row is scored as a batch of its
+own: so a loss that compares rows with each other (`aot`) is the loss of a batch of one there.
 """
 
 from typing import Annotated, Any, Literal
@@ -46,7 +46,7 @@ class DPOParams(TrainingParams):
     loss_weights: list[NonNegative] | None = None
     """One weight for each loss of a list; 1 each by default."""
     label_smoothing: Fraction = 0.0
-    """`robust`: the share of preferences taken to be flipped, below 0.5; `exo_pair`: its epsilon, above 0; `aot*`: as it says."""
+    """`robust`: the share of preferences taken to be flipped, below 0.5; `exo_pair`: its epsilon, above 0."""
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
     """What holds the policy to the reference (f-DPO, arXiv:2309.16240)."""
     f_alpha_divergence_coef: float = 0.5

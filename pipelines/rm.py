@@ -18,7 +18,7 @@ class RMParams(TrainingParams):
     """Reward model: -log sigmoid(reward(chosen) - reward(rejected)), Bradley and Terry 1952, arXiv:2203.02155 eq. 1."""
 
     center_rewards_coefficient: Positive | None = None
-    """Adds this times (reward(chosen) + reward(rejected))^2 to the loss: rewards stay around 0 (arXiv:2312.09244, eq. 2)."""
+    """Adds this times (reward(chosen) + reward(rejected))^2, which holds them near 0 (arXiv:2312.09244, eq. 2)."""
 
     @model_validator(mode="after")
     def _no_dropout(self) -> "RMParams":

@@ -56,8 +56,7 @@ def context(folder: Path, max_length: int | None) -> int:
         raise StepError(f"the configuration of {folder} does not say how long its context is: write `max_length`")
     if max_length is not None and most is not None and max_length > most:
         raise StepError(f"max_length {max_length} is more than the context of {folder}, which is {most} tokens")
-    longest: int = most if max_length is None else max_length
-    return longest
+    return int(max_length or most or 0)
 
 
 def language_rows(rows: list[Row], loss: str) -> list[Row]:

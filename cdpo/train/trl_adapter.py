@@ -8,11 +8,10 @@ What the subclasses change:
   `scores.parquet`;
 - DPO reads the reference's log-probabilities from the rows: they are computed once, by the policy before it is trained.
 
-`check_trl` says what moved, when TRL does.
+tests/train/test_trl.py says what moved, when TRL does.
 """
 
 import contextlib
-import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,7 +27,7 @@ from trl.trainer.sft_trainer import SFTTrainer as TRLSFTTrainer
 
 from cdpo.train.batches import GlobalBatches, Part, Row
 
-__all__ = ["DPOConfig", "DPOTrainer", "RewardConfig", "RewardTrainer", "SFTConfig", "SFTTrainer", "check_trl"]
+__all__ = ["DPOConfig", "DPOTrainer", "RewardConfig", "RewardTrainer", "SFTConfig", "SFTTrainer"]
 
 Scores = dict[str, float]
 
@@ -321,7 +320,7 @@ def _response_labels(row: Row) -> list[int]:
 
 @contextlib.contextmanager
 def _no_gathering(accelerator: Any) -> Iterator[None]:
-    """TRL gathers its metrics in every micro-batch, from tensors that must be of one size; here a rank keeps its own."""
+    """TRL gathers its metrics in every micro-batch, from tensors of one size; here a rank keeps its own."""
     accelerator.gather = accelerator.gather_for_metrics = _itself
     try:
         yield
@@ -340,35 +339,3 @@ def _sum_over_ranks(values: list[float], args: Any) -> list[float]:
     torch.distributed.all_reduce(summed)
     found: list[float] = summed.tolist()
     return found
-
-
-#: (class, method, what its source must hold): what the subclasses above rely on
-_RELIED_ON = (
-    (TRLDPOTrainer, "_compute_loss", "zip(self.loss_types, self.loss_weights"),
-    (TRLDPOTrainer, "_compute_loss", "per_sequence_loss.mean() * loss_weight"),
-    (TRLDPOTrainer, "_compute_loss", 'inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]'),
-    (TRLDPOTrainer, "_compute_loss", 'mode = "train" if self.model.training else "eval"'),
-    (TRLDPOTrainer, "_compute_loss", "labels=labels, fused_lm_head=True"),
-    (TRLDPOTrainer, "_prepare_dataset", "def _prepare_dataset"),
-    (TRLDPOTrainer, "_precompute_ref_logps", "def _precompute_ref_logps"),
-    (TRLDPOTrainer, "compute_ref_log_probs", "ref_logps.chunk(2, dim=0)"),
-    (TRLDPOTrainer, "__init__", 'model.add_adapter("ref", default_config)'),
-    (TRLRewardTrainer, "compute_loss", "logsigmoid(rewards_chosen - rewards_rejected).mean()"),
-    (TRLRewardTrainer, "_prepare_dataset", "def _prepare_dataset"),
-    (TRLSFTTrainer, "compute_loss", "per_token_loss.sum() / torch.as_tensor(num_tokens)"),
-    (TRLSFTTrainer, "compute_loss", "loss * (self.accelerator.num_processes"),
-    (TRLSFTTrainer, "_prepare_dataset", "def _prepare_dataset"),
-    (TRLSFTTrainer, "_send_telemetry", "def _send_telemetry"),
-)
-
-
-def check_trl() -> list[str]:
-    """What cdpo relies on in TRL and does not find there; empty with the release that it was written for (1.16)."""
-    gone = []
-    for cls, method, text in _RELIED_ON:
-        function = getattr(cls, method, None)
-        if function is None:
-            gone.append(f"{cls.__name__} has no {method} any more")
-        elif text not in inspect.getsource(function):
-            gone.append(f"{cls.__name__}.{method} no longer holds `{text}`")
-    return gone
