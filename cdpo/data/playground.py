@@ -197,6 +197,8 @@ def _respond(rng: random.Random, request: Request) -> str:
             count = max(1, count + rng.choice((-1, 1)))
         for _ in range(count):
             words.append(_next_word(rng, writer, topic, request.without, words))
+    if rng.random() < writer.mistakes:
+        words += [_word(rng, rng.choice(request.topics), writer.taste) for _ in range(rng.randint(1, 4))]
     return " ".join(words)
 
 

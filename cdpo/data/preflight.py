@@ -9,7 +9,7 @@ from cdpo.data.tokens import ControlTokenError, encode
 from cdpo.errors import StepError
 
 TOO_LONG = "longer than max_length"
-CONTROL_TOKEN = "spells the end-of-turn token"
+CONTROL_TOKEN = "spells a special token"
 
 
 @dataclass

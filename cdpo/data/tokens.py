@@ -23,7 +23,7 @@ class Encoded(NamedTuple):
 
 
 class ControlTokenError(StepError):
-    """A response's own text spells the token that ends a turn: the row is unusable for this model."""
+    """A response's own text spells a special token (of the end of a turn, say): the row is unusable for this model."""
 
 
 class _Closing(NamedTuple):
@@ -34,6 +34,8 @@ class _Closing(NamedTuple):
     end_id: int
     #: the part of `text` up to the end token, or None where the template writes none
     up_to_end: str | None
+    #: special tokens that the template itself puts into a response, the end token not counted
+    specials: int
 
 
 _closings: WeakKeyDictionary[Any, tuple[str, _Closing]] = WeakKeyDictionary()
@@ -42,7 +44,7 @@ _closings: WeakKeyDictionary[Any, tuple[str, _Closing]] = WeakKeyDictionary()
 def encode(tokenizer: Any, prompt: Sequence[Message], response: Sequence[Message] | str) -> Encoded:
     """Token ids of a prompt and of one assistant turn that answers it; `prompt_ids + response_ids` is a training row.
 
-    Raises ControlTokenError where the response's text spells the end-of-turn token, StepError where the model's
+    Raises ControlTokenError where the response's text spells a special token, StepError where the model's
     template does not write a conversation as its opened prompt followed by the response.
     """
     turn = [assistant(response)] if isinstance(response, str) else list(response)
@@ -61,8 +63,10 @@ def encode(tokenizer: Any, prompt: Sequence[Message], response: Sequence[Message
         response_ids = [*_ids(tokenizer, content), closing.end_id]
     else:
         response_ids = _ids(tokenizer, content + closing.up_to_end)
-    if response_ids.index(closing.end_id) != len(response_ids) - 1:
-        raise ControlTokenError("the response's text spells the token that ends a turn")
+    if response_ids.index(closing.end_id) != len(response_ids) - 1 or _specials(tokenizer, response_ids[:-1]) > (
+        closing.specials
+    ):
+        raise ControlTokenError(f"a response spells a special token of {_name(tokenizer)}")
     return Encoded(_ids(tokenizer, opened), response_ids)
 
 
@@ -100,15 +104,17 @@ def _find_closing(tokenizer: Any) -> _Closing:
     if _PROBE not in text:
         raise StepError(f"the chat template of {_name(tokenizer)} leaves out the assistant's text")
     tail = text[text.rindex(_PROBE) + len(_PROBE) :]
+    opened = _text(tokenizer, probe[:1], opened=True)
+    own = _specials(tokenizer, _ids(tokenizer, text[len(opened) : len(text) - len(tail)]))
     special = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items()}
     at, token = min(((tail.find(token), token) for token in special if token in tail), default=(0, None))
     if token is not None:
         # of tokens that begin at the same place, the tokenizer takes the longest
         token = max((each for each in special if tail.startswith(each, at)), key=len)
-        return _Closing(tail, special[token], tail[: at + len(token)])
+        return _Closing(tail, special[token], tail[: at + len(token)], own)
     if tokenizer.eos_token_id is None:
         raise StepError(f"{_name(tokenizer)} has no EOS token and its template ends no turn: a response could not end")
-    return _Closing(tail, tokenizer.eos_token_id, None)
+    return _Closing(tail, tokenizer.eos_token_id, None, own)
 
 
 def _text(tokenizer: Any, messages: Sequence[Message], opened: bool) -> str:
@@ -123,6 +129,12 @@ def _text(tokenizer: Any, messages: Sequence[Message], opened: bool) -> str:
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _specials(tokenizer: Any, ids: Sequence[int]) -> int:
+    """How many of `ids` are special; an unknown word is not."""
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    return sum(each in special for each in ids)
 
 
 def _name(tokenizer: Any) -> str:
