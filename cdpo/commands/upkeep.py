@@ -88,9 +88,9 @@ def init(folder: str) -> None:
 
 def import_store(project: Project, other: str) -> None:
     from cdpo.store import Store
-    from cdpo.store.importing import import_from
+    from cdpo.store.transfer import import_from
 
-    if not (Path(other) / "steps").is_dir():
-        raise UsageError(f"{other} is not a store: it has no steps/")
-    added = import_from(project.store, Store(Path(other)))
-    click.echo(f"added {added.steps} steps and {added.refs} runs")
+    found = import_from(project.store, Store(Path(other)))
+    for folder, why in found.refused.items():
+        click.echo(f"not taken: {folder} ({why})")
+    click.echo(f"added {len(found.added)} steps; {found.present} were here already")
