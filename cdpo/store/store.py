@@ -9,6 +9,7 @@ aside/                                     steps that were damaged or redone, ke
 events.jsonl                               what happened, append-only
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -67,13 +68,20 @@ class Store:
         found: dict[str, Any] = read_json(path / publish.MANIFEST)
         return found
 
+    def full_key(self, path: Path) -> str:
+        """The whole key of a finished step; its step.json is asked where the manifest is damaged."""
+        for name in (publish.MANIFEST, "step.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return str(read_json(path / name)["key"])
+        raise CdpoError(f"{path}: neither its manifest nor its step.json can be read; remove the folder by hand")
+
     def is_evicted(self, path: Path) -> bool:
         return (path / publish.EVICTED).exists()
 
     def intact(self, path: Path, manifest: Mapping[str, Any] | None = None) -> str | None:
         """None where all that a finished step left is there in its size; otherwise what is missing or changed.
 
-        Contents are not read: `verify` does that.
+        Contents are not read.
         """
         try:
             outputs = (manifest or self.manifest(path))["outputs"]
@@ -96,7 +104,12 @@ class Store:
     def past_seconds(self, pipeline: str, most: int = 20) -> list[float]:
         """How long the latest finished steps of a pipeline took, newest first, at most `most` of them."""
         entries = sorted(_keyed(self.steps / pipeline), key=lambda each: -each[1].stat().st_mtime)[:most]
-        return [self.manifest(path)["seconds"] for _, path in entries]
+        found = []
+        for _, path in entries:
+            # a damaged step tells nothing here; whoever needs it is told by `intact`
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                found.append(float(self.manifest(path)["seconds"]))
+        return found
 
     # publishing
 
@@ -112,7 +125,7 @@ class Store:
 
     def working(self) -> list[str]:
         """Keys that have a work folder: running, interrupted or failed."""
-        return [path.name for path in _folders(self.root / "work")]
+        return [path.name for path in _folders(self.root / "work") if not path.name.startswith(".")]
 
     def lock_path(self, key: str) -> Path:
         """Held by the worker that makes the step."""
@@ -150,7 +163,7 @@ class Store:
         path = self.find(key)
         if path is None:
             raise CdpoError(f"{self.steps}: no finished step {short(key)}; `cdpo status` lists them")
-        full = self.manifest(path)["key"]
+        full = self.full_key(path)
         descriptor = self.lock(full)
         if descriptor is None:
             raise CdpoError(f"{path}: this step is being made right now; wait, or `cdpo stop`")
@@ -171,7 +184,7 @@ class Store:
 
     def write_ref(self, tag: str, run: str, value: Mapping[str, Any]) -> Path:
         """Record a run: `value["steps"]` are the keys that make it up; `tag` and `name` are added."""
-        path = self._ref(tag, run)
+        path = self.ref_path(tag, run)
         text = {**value, "tag": tag, "name": run}
         if not path.exists() or read_json(path) != text:
             write_json(path, text)
@@ -184,12 +197,13 @@ class Store:
         return sorted(found, key=lambda each: (each["tag"], each["name"]))
 
     def remove_ref(self, tag: str, run: str) -> None:
-        path = self._ref(tag, run)
+        path = self.ref_path(tag, run)
         path.unlink(missing_ok=True)
         if path.parent.is_dir() and not any(path.parent.iterdir()):
             path.parent.rmdir()
 
-    def _ref(self, tag: str, run: str) -> Path:
+    def ref_path(self, tag: str, run: str) -> Path:
+        """Where a run is recorded."""
         return self.refs / safe_name(tag) / f"{safe_name(run)}.json"
 
     # events

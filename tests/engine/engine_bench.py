@@ -1,5 +1,6 @@
 """Plans of trivial steps, and `execute` as a process of its own."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -90,10 +91,8 @@ class Bench:
             process.wait()
             process.stdout.close()
         for pid in self.workers():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
 
 def wait_for(condition, seconds=10.0):

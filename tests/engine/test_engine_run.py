@@ -1,15 +1,223 @@
-"""The local engine on real processes: order, caching, failures, interruption."""
+"""The local engine on real processes: order, caching, failures, what is published."""
 
-from engine_bench import of_kind
+import json
+import os
+
+import pytest
+from engine_bench import make_plan, of_kind
+
+from cdpo.engine.status import status
+from cdpo.errors import UsageError
+from cdpo.files import read_json, write_json
 
 DIAMOND = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
 
 
+def states(bench, plan):
+    return {each["name"]: each["state"] for each in status(plan, bench.store)}
+
+
 def test_runs_in_order_and_publishes_whole_steps(bench):
+    plan = bench.plan(DIAMOND)
+    assert set(states(bench, plan).values()) == {"waiting"}
+    code, events = bench.run()
+    assert code == 0
+    assert [event["event"] for event in events[:2]] == ["plan", "step_started"]
+    assert events[-1]["event"] == "finished"
+    assert events[-1]["done"] == 4
+    assert states(bench, plan) == dict.fromkeys(DIAMOND, "done")
+    last = next(step for step in plan.steps.values() if step.name == "d")
+    path = bench.store.find(last.key)
+    assert path == bench.store.steps / "TRIVIAL" / f"d-{last.key[:12]}"
+    assert sorted(each.name for each in path.iterdir()) == [
+        "events.jsonl", "log.txt", "manifest.json", "metrics.jsonl", "out", "step.json"
+    ]  # fmt: skip
+    assert (path / "out" / "value.txt").read_text() == "a\nb\na\nc\nd\n"
+    assert "hello from d" in (path / "log.txt").read_text()
+    manifest = read_json(path / "manifest.json")
+    assert manifest["key"] == last.key
+    assert manifest["params"] == last.params
+    assert manifest["inputs"] == last.inputs
+    assert manifest["summary"] == {"length": 2, "visible": ""}
+    assert set(manifest["outputs"]) == {"value.txt", "model.safetensors"}
+    assert manifest["versions"]["torch"]
+    assert len(manifest["source"]) == 64
+    assert not list((bench.store.root / "work").iterdir())
+    assert [path.name for path in bench.store.locks.iterdir()] == ["publish.lock"]
+
+
+def test_a_second_execution_runs_nothing(bench):
     bench.plan(DIAMOND)
+    assert bench.run()[0] == 0
     code, events = bench.run()
     assert code == 0
-    print(events)
-    assert len(bench.store.finished()) == 4
+    assert [event["event"] for event in events] == ["plan", "finished"]
+    assert events[0]["cached"] == 4
+    assert set(bench.told().values()) == {1}
+
+
+def test_only_chosen_steps_and_what_they_need(bench):
+    plan = bench.plan(DIAMOND)
+    keys = {step.name: key for key, step in plan.steps.items()}
+    assert bench.run(keys=[keys["b"]])[0] == 0
+    assert states(bench, plan) == {"a": "done", "b": "done", "c": "waiting", "d": "waiting"}
+
+
+def test_a_failure_is_shown_with_its_log_and_blocks_only_its_descendants(bench):
+    plan = bench.plan(DIAMOND, b={"raise": "boom"})
+    code, events = bench.run()
+    assert code == 1
+    (failed,) = of_kind(events, "step_failed")
+    assert failed["reason"] == "ValueError: boom"
+    assert failed["tail"][-1] == "ValueError: boom"
+    assert failed["log"].endswith("attempt-1.log")
+    assert os.path.exists(failed["log"])
+    (blocked,) = of_kind(events, "step_blocked")
+    assert blocked["name"] == "d"
+    assert blocked["by"].startswith("TRIVIAL/b-")
+    assert states(bench, plan) == {"a": "done", "b": "failed", "c": "done", "d": "blocked"}
+    error = next(each for each in status(plan, bench.store) if each["name"] == "b")
+    assert error["error"] == "ValueError: boom"
+    # no blind retries within an execution; the next one tries again, with a log of its own
+    assert bench.told()["begin", "b"] == 1
+    code, events = bench.run()
+    assert code == 1
+    assert of_kind(events, "step_failed")[0]["log"].endswith("attempt-2.log")
+
+
+def test_a_refusal_has_a_message_and_no_traceback(bench):
+    bench.plan({"a": []}, a={"refuse": "row 7 has no prompt"})
+    code, events = bench.run()
+    assert code == 1
+    (failed,) = of_kind(events, "step_failed")
+    assert failed["reason"] == "row 7 has no prompt"
+    assert not any("Traceback" in line for line in failed["tail"])
+
+
+def test_a_worker_that_vanishes_is_a_failure_with_its_last_words(bench):
+    bench.plan({"a": []}, a={"exit": 9})
+    code, events = bench.run()
+    assert code == 1
+    (failed,) = of_kind(events, "step_failed")
+    assert failed["reason"] == "ended with exit code 9"
+    assert failed["tail"] == ["hello from a", "the last words"]
+
+
+def test_fail_fast_starts_nothing_more(bench):
+    shape = {name: [] for name in "abcdef"}
+    bench.plan(shape, a={"raise": "boom"})
+    code, events = bench.run(fail_fast=True, devices={"cpu_workers": 1})
+    assert code == 1
+    assert len(of_kind(events, "step_started")) == 1
+
+
+def test_a_damaged_step_is_reported_moved_aside_and_made_again(bench):
+    plan = bench.plan(DIAMOND)
+    assert bench.run()[0] == 0
+    first = next(iter(plan.steps))
+    path = bench.store.find(first)
+    (path / "out" / "value.txt").write_text("short")
     code, events = bench.run()
     assert code == 0
+    notes = [event["text"] for event in of_kind(events, "note")]
+    assert any("value.txt: 5 bytes, not the 2" in text for text in notes)
+    assert (path / "out" / "value.txt").read_text() == "a\n"
+    (aside,) = (bench.store.aside / "TRIVIAL").iterdir()
+    assert (aside / "out" / "value.txt").read_text() == "short"
+    assert bench.told()["end", "a"] == 2
+    assert bench.told()["end", "b"] == 1
+
+
+def test_a_missing_manifest_counts_as_damage(bench):
+    plan = bench.plan({"a": []})
+    assert bench.run()[0] == 0
+    (bench.store.find(next(iter(plan.steps))) / "manifest.json").unlink()
+    assert bench.run()[0] == 0
+    assert bench.told()["end", "a"] == 2
+
+
+def test_redo_makes_one_step_again_and_keeps_its_children(bench):
+    plan = bench.plan(DIAMOND)
+    assert bench.run()[0] == 0
+    bench.store.discard(next(iter(plan.steps)))
+    assert states(bench, plan)["a"] == "waiting"
+    assert bench.run()[0] == 0
+    assert bench.told()["end", "a"] == 2
+    assert sum(bench.told().values()) == 10
+
+
+def test_an_evicted_step_is_remade_only_when_a_step_needs_it(bench):
+    from cdpo.store.removal import evict
+
+    plan = bench.plan({"a": [], "b": ["a"]})
+    keys = {step.name: key for key, step in plan.steps.items()}
+    assert bench.run()[0] == 0
+    path = bench.store.find(keys["a"])
+    assert evict(bench.store, path) == 1000
+    assert states(bench, plan) == {"a": "evicted", "b": "done"}
+    assert bench.run()[0] == 0
+    assert bench.told()["end", "a"] == 1
+    bench.store.discard(keys["b"])
+    assert bench.run()[0] == 0
+    assert bench.told()["end", "a"] == 2
+    assert states(bench, plan) == {"a": "done", "b": "done"}
+
+
+def test_what_cannot_be_run_is_refused_before_anything_starts(bench):
+    from cdpo.config.devices import Devices
+    from cdpo.engine.local import LocalEngine
+
+    plan = make_plan(DIAMOND, bench.diary)
+    last = next(step for step in plan.steps.values() if step.name == "d")
+    last.unavailable = "SAIL comes later"
+    engine = LocalEngine(bench.store, Devices(gpus=[]), modules={})
+    with pytest.raises(UsageError, match="SAIL comes later"):
+        engine.run(plan)
+    assert not bench.diary.exists()
+
+
+def test_a_store_that_is_copied_elsewhere_works(bench, tmp_path):
+    import shutil
+
+    from cdpo.store import Store
+
+    plan = bench.plan(DIAMOND)
+    assert bench.run()[0] == 0
+    moved = tmp_path / "moved"
+    shutil.copytree(bench.store.root, moved)
+    shutil.rmtree(bench.store.root)
+    bench.store = Store(moved)
+    assert states(bench, plan) == dict.fromkeys(DIAMOND, "done")
+    assert all(bench.store.intact(path) is None for path in bench.store.finished().values())
+
+
+def test_steps_finished_by_another_name_are_found(bench):
+    plan = bench.plan({"a": [], "b": ["a"]})
+    assert bench.run()[0] == 0
+    for step in plan.steps.values():
+        step.name = "renamed-" + step.name
+    write_json(bench.folder / "plan.json", plan.to_json())
+    code, events = bench.run()
+    assert code == 0
+    assert events[0]["cached"] == 2
+
+
+def test_the_store_keeps_a_history(bench):
+    bench.plan({"a": []})
+    bench.run()
+    kinds = [json.loads(line)["event"] for line in bench.store.events.read_text().splitlines()]
+    assert kinds == ["plan", "step_started", "step_done", "finished"]
+
+
+def test_a_worker_can_be_started_by_hand(bench):
+    import subprocess
+    import sys
+
+    plan = bench.plan({"a": []}, a={"raise": "boom"})
+    assert bench.run()[0] == 1
+    work = bench.store.work(next(iter(plan.steps)))
+    described = read_json(work / "step.json")
+    described["params"].pop("raise")
+    write_json(work / "step.json", described)
+    assert subprocess.run([sys.executable, "-m", "cdpo.engine.worker", str(work)], check=False).returncode == 0
+    assert states(bench, plan) == {"a": "done"}

@@ -4,6 +4,7 @@ Every line of the diary is one append of `<what> <name> <pid>`; so two makers of
 """
 
 import os
+import signal
 import sys
 import time
 
@@ -28,9 +29,13 @@ def run(step):
         print("the last words", file=sys.stderr, flush=True)
         os._exit(params["exit"])
     seconds = params.get("seconds", 0.0)
+    if params.get("deaf"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if params.get("gate"):
         while not os.path.exists(params["gate"]):
             time.sleep(0.01)
+    if params.get("late"):
+        raise ValueError(params["late"])
     for part in range(4):
         step.progress(part, 4, loss=1.0 / (part + 1))
         time.sleep(seconds / 4)

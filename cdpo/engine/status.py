@@ -1,0 +1,81 @@
+"""What every step of a plan is doing, read from the store's files and locks alone."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdpo.engine.process import is_alive
+from cdpo.engine.watch import failure, last_progress, proc
+from cdpo.store import Store
+from cdpo.store.names import short
+
+if TYPE_CHECKING:
+    from cdpo.plan.graph import Plan, PlannedStep
+
+
+def status(plan: "Plan", store: Store) -> list[dict[str, Any]]:
+    """One mapping per step, in the plan's order: key, pipeline, name, state, and what there is to say about it.
+
+    done      finished ("seconds")
+    evicted   finished, its weights removed; made again when a step needs them
+    running   a worker makes it ("pid", "seconds", "done", "total", "unit"), watched by the execution that started it
+    adopted   the same, but that execution is gone; the next one follows the worker
+    failed    its last attempt failed ("error", "log")
+    blocked   it needs a step that failed, or that is blocked ("by")
+    waiting   not begun, or interrupted
+    """
+    finished = store.finished()
+    working = set(store.working())
+    found = {key: _one(step, store, finished.get(short(key)), key in working) for key, step in plan.steps.items()}
+    stuck: dict[str, str] = {key: plan.steps[key].label for key, each in found.items() if each["state"] == "failed"}
+    # parents come before their children in a plan
+    for key, step in plan.steps.items():
+        each = found[key]
+        if each["state"] != "waiting":
+            continue
+        by = next((stuck[parent] for parent in step.parents if parent in stuck), None)
+        if by is not None:
+            each.update(state="blocked", by=by)
+            stuck[key] = by
+    return list(found.values())
+
+
+def _one(step: "PlannedStep", store: Store, path: Path | None, has_work: bool) -> dict[str, Any]:
+    said: dict[str, Any] = {"key": step.key, "pipeline": step.pipeline, "name": step.name, "state": "waiting"}
+    if path is not None:
+        try:
+            seconds = store.manifest(path)["seconds"]
+        except (OSError, ValueError, KeyError) as error:
+            return {**said, "error": f"damaged, so the next execute makes it again: {error}", "path": str(path)}
+        state = "evicted" if store.is_evicted(path) else "done"
+        return {**said, "state": state, "seconds": seconds, "path": str(path)}
+    if not has_work:
+        return said
+    work = store.work(step.key)
+    if store.is_locked(step.key):
+        return said | _running(work)
+    failed = failure(work)
+    if failed is None:
+        return said
+    return {**said, "state": "failed", "error": failed["reason"], "log": str(latest_log(work) or work)}
+
+
+def _running(work: Path) -> dict[str, Any]:
+    who = proc(work)
+    # the lock is taken before the worker can say who it is
+    state = "running" if who is None or is_alive(who.get("supervisor")) else "adopted"
+    found: dict[str, Any] = {"state": state, "log": str(latest_log(work) or work)}
+    if who is not None:
+        found |= {"pid": who["pid"], "seconds": round(time.time() - who["started"], 1), "place": who.get("place")}
+    latest = last_progress(work / "events.jsonl")
+    if latest is not None:
+        found |= {name: latest[name] for name in ("done", "total", "unit")}
+    return found
+
+
+def latest_log(folder: Path) -> Path | None:
+    """The log of a finished step (log.txt), or of the last attempt at one that is not."""
+    if (folder / "log.txt").exists():
+        return folder / "log.txt"
+    logs = sorted(folder.glob("attempt-*.log"), key=lambda path: int(path.stem.partition("-")[2]))
+    return logs[-1] if logs else None
