@@ -1,22 +1,21 @@
 # make setup      .venv with everything pinned      make demo       the main job, end to end
 # make test       ruff, types, tests                make test-all   the slow tests too
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-DEMO ?= .demo
 
-.PHONY: setup demo test test-all lint types wheel
+.PHONY: setup demo test test-all lint types
 setup: .venv/ready
 
-# One marker for a whole environment: it is made last, so an interrupted installation is begun again.
+# One marker for a whole environment: it is made last, so that an interrupted installation is begun again.
 .venv/ready: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: setup
-	$(BIN)/cdpo --store $(DEMO)/store prep
-	$(BIN)/cdpo --store $(DEMO)/store execute
-	$(BIN)/cdpo --store $(DEMO)/store results
+	$(BIN)/cdpo prep
+	$(BIN)/cdpo execute
+	$(BIN)/cdpo results
 
 lint: setup
 	$(BIN)/ruff check .
