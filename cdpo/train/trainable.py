@@ -52,7 +52,8 @@ def _trainable(
 
         model = PeftModel.from_pretrained(model, adapter, is_trainable=params.lora is not None)
         if params.lora is None:
-            return model.merge_and_unload()
+            # peft freezes what lies under an adapter
+            return model.merge_and_unload().requires_grad_(True)
         _same_adapter(model.peft_config["default"], params.lora, adapter)
     elif params.lora is not None:
         model = _new_adapter(model, params, task)

@@ -120,7 +120,7 @@ class Exact:
         size = self.args.per_device_eval_batch_size
         found: list[tuple[int, Scores]] = []
         self.model.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.accelerator.autocast():
             for start in range(0, len(own), size):
                 places = own[start : start + size]
                 batch = self._prepare_inputs(self.data_collator([rows[at] for at in places]))
