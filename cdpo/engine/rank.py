@@ -62,7 +62,7 @@ def check(device: Device) -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=device.kind == "cpu")
     kind = state.distributed_type.value
     # accelerate itself changes MULTI_GPU to FSDP only when an Accelerator is made, by the same rule
     if kind == "MULTI_GPU" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
