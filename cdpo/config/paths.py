@@ -43,6 +43,8 @@ def find(text: str, beside: Path) -> list[Path]:
 
     A relative one is looked for in the current folder, then beside the file that names it. Raises PathError.
     """
+    if "\0" in text:
+        raise PathError("no path holds a zero character")
     expanded = os.path.expanduser(expand_environment(text))
     places = [Path(expanded)] if os.path.isabs(expanded) else [Path.cwd() / expanded, beside / expanded]
     for place in places:

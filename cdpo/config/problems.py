@@ -24,7 +24,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.col}: {show_path(self.path)}: {self.message}"
+        where = f"{self.file}:{self.line}:{self.col}: {show_path(self.path)}"
+        return _one_line(f"{where}: {self.message}")
 
 
 class ConfigError(UsageError):
@@ -32,7 +33,8 @@ class ConfigError(UsageError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = sorted(set(problems), key=lambda each: (each.file, each.line, each.col, each.message))
-        super().__init__("\n".join(_with_source(problem) for problem in self.problems))
+        sources: dict[str, list[str]] = {}
+        super().__init__("\n".join(_with_source(problem, sources) for problem in self.problems))
 
 
 def show_path(path: YamlPath) -> str:
@@ -60,11 +62,19 @@ def _shortened(names: Sequence[str], limit: int = 30) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _with_source(problem: Problem) -> str:
-    try:
-        line = Path(problem.file).read_text(encoding="utf-8").splitlines()[problem.line - 1]
-    except (OSError, UnicodeDecodeError, IndexError):
+def _one_line(text: str) -> str:
+    """A problem is one line, whatever a user's keys and values hold."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _with_source(problem: Problem, sources: dict[str, list[str]]) -> str:
+    """The problem with its line and a caret; `sources` keeps the lines of files that were read before."""
+    if problem.file not in sources:
+        try:
+            sources[problem.file] = Path(problem.file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            sources[problem.file] = []
+    lines = sources[problem.file]
+    if problem.line > len(lines) or len(lines[problem.line - 1]) > 160:
         return str(problem)
-    if len(line) > 160:
-        return str(problem)
-    return f"{problem}\n    {line}\n    {' ' * (problem.col - 1)}^"
+    return f"{problem}\n    {lines[problem.line - 1]}\n    {' ' * (problem.col - 1)}^"

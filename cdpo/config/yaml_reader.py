@@ -15,6 +15,10 @@ from cdpo.config.problems import ConfigError, Problem, YamlPath
 
 #: more values than any hand-written file holds; nested aliases would otherwise grow without bound
 MAX_VALUES = 200_000
+#: deeper than any hand-written file, and far from the depth at which Python gives up
+MAX_DEPTH = 100
+#: digits of the longest whole number; Python refuses to print much longer ones
+MAX_DIGITS = 39
 
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
@@ -25,6 +29,7 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\
 _INF = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z")
 _NAN = re.compile(r"\.(?:nan|NaN|NAN)\Z")
 _PLAIN = "plain"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING_TAGS = ("tag:yaml.org,2002:str", "!")
 _COLLECTION_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
@@ -80,7 +85,7 @@ def parse_yaml(text: str, file: str) -> Document:
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError([_syntax_problem(error, file)]) from None
+        raise ConfigError([_syntax_problem(error, text, file)]) from None
     except RecursionError:
         raise ConfigError([Problem(file, 1, 1, (), "nested too deeply")]) from None
     if node is None:
@@ -95,10 +100,13 @@ def parse_yaml(text: str, file: str) -> Document:
     return reader.document
 
 
-def _syntax_problem(error: yaml.YAMLError, file: str) -> Problem:
+def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     line, col = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    if isinstance(error, yaml.reader.ReaderError):  # it knows only how many characters went before
+        before = text[: error.position]
+        line, col = before.count("\n") + 1, error.position - before.rfind("\n")
     return Problem(file, line, col, (), f"not YAML: {what}")
 
 
@@ -111,11 +119,11 @@ class _Reader:
     def read(self, node: yaml.Node, path: YamlPath, above: tuple[int, ...]) -> Any:
         """The plain value of `node`; `above` holds the nodes it lies in, to find an alias that contains itself."""
         self.document.values[path] = _place(node)
-        self.count += 1
-        if self.count > MAX_VALUES:
-            raise ConfigError([self._at(node, path, f"more than {MAX_VALUES} values; aliases that multiply?")])
+        self._count(node, path)
         if id(node) in above:
             raise ConfigError([self._at(node, path, "an alias that contains itself")])
+        if len(above) > MAX_DEPTH:
+            raise ConfigError([self._at(node, path, f"nested too deeply (more than {MAX_DEPTH} levels)")])
         above = (*above, id(node))
         if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTION_TAGS:
             self.problems.append(self._at(node, path, f"the tag {node.tag} is not allowed here"))
@@ -126,6 +134,11 @@ class _Reader:
         assert isinstance(node, yaml.ScalarNode)
         return self._scalar(node, path)
 
+    def _count(self, node: yaml.Node, path: YamlPath) -> None:
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise ConfigError([self._at(node, path, f"more than {MAX_VALUES} values; aliases that multiply?")])
+
     def _mapping(self, node: yaml.MappingNode, path: YamlPath, above: tuple[int, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         merged: list[yaml.Node] = []
@@ -135,9 +148,12 @@ class _Reader:
                 continue
             key = key_node.value
             if key == "<<" and key_node.style is None:
+                if merged:
+                    self.problems.append(self._at(key_node, (*path, key), "`<<` stands twice; write `<<: [*a, *b]`"))
                 merged.extend(value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node])
                 continue
             here = (*path, key)
+            self._refuse_surrogates(key_node, path)
             if key in result:
                 first = self.document.keys[here][0]
                 self.problems.append(self._at(key_node, here, f"this key stands twice (first on line {first})"))
@@ -155,31 +171,33 @@ class _Reader:
             return
         if id(source) in above:
             raise ConfigError([self._at(source, path, "an alias that contains itself")])
+        self._count(source, path)
         scratch = _Reader(Document(self.document.file, None))
         scratch.count = self.count
         merged = scratch._mapping(source, path, (*above, id(source)))
         self.count = scratch.count
         self.problems.extend(scratch.problems)
-        for key, value in merged.items():
-            if key in result:
-                continue
-            result[key] = value
-            here = (*path, key)
-            self.document.keys[here] = scratch.document.keys[here]
-            for known, place in scratch.document.values.items():
-                if known[: len(here)] == here:
-                    self.document.values[known] = place
-            for known, place in scratch.document.keys.items():
-                if known[: len(here)] == here:
-                    self.document.keys[known] = place
+        new = {key: value for key, value in merged.items() if key not in result}
+        result.update(new)
+        for places, found in (
+            (self.document.values, scratch.document.values),
+            (self.document.keys, scratch.document.keys),
+        ):
+            places.update({known: place for known, place in found.items() if known[len(path)] in new})
 
     def _scalar(self, node: yaml.ScalarNode, path: YamlPath) -> Any:
         text: str = node.value
+        self._refuse_surrogates(node, path)
         if node.tag == _PLAIN:
             return plain_scalar(text)
         if node.tag not in _STRING_TAGS:
             self.problems.append(self._at(node, path, f"the tag {node.tag} is not allowed here"))
         return text
+
+    def _refuse_surrogates(self, node: yaml.ScalarNode, path: YamlPath) -> None:
+        """`"\\ud800"` is half of a character: no file could be named or written with it."""
+        if _SURROGATE.search(node.value):
+            self.problems.append(self._at(node, path, "an escape that stands for no character"))
 
     def _at(self, node: yaml.Node, path: YamlPath, message: str) -> Problem:
         line, col = _place(node)
@@ -196,12 +214,13 @@ def plain_scalar(text: str) -> Any:
         return None
     if _BOOL.match(text):
         return text[0] in "tT"
-    if _INT.match(text) and len(text) < 40:
-        return int(text)
-    if _OCTAL.match(text):
-        return int(text[2:], 8)
-    if _HEX.match(text):
-        return int(text[2:], 16)
+    if len(text) <= MAX_DIGITS:
+        if _INT.match(text):
+            return int(text)
+        if _OCTAL.match(text):
+            return int(text[2:], 8)
+        if _HEX.match(text):
+            return int(text[2:], 16)
     if _FLOAT.match(text):
         return float(text)
     if _INF.match(text):
