@@ -49,7 +49,7 @@ def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
 
     What an earlier plan found for the same data and model is not measured again.
     """
-    frozen = read_plan(project.store.plans, project.tasks)
+    frozen = read_plan(project.store.root, project.tasks)
     known = frozen[1].get("lengths", {}) if frozen else {}
     found: dict[str, Any] = {}
     problems: list[str] = []

@@ -13,7 +13,7 @@ from cdpo.config.yaml_reader import read_yaml
 from cdpo.errors import CdpoError, UsageError
 from cdpo.files import read_json
 from cdpo.plan.build import plan_file
-from cdpo.plan.freeze import changed_files, plan_name, read_plan, write_plan
+from cdpo.plan.freeze import changed_files, place_of, plan_name, read_plan, write_plan
 from cdpo.plan.graph import Plan
 from cdpo.store import Store
 
@@ -50,14 +50,14 @@ class Project:
         """The plan as the files stand now. Raises ConfigError with everything that is wrong."""
         if not self.tasks.exists():
             raise UsageError(f"there is no {self.tasks}: `cdpo init` writes a starter project, or name a tasks file")
-        frozen = read_plan(self.store.plans, self.tasks)
+        frozen = read_plan(self.store.root, self.tasks)
         plan = plan_file(self.tasks, self.configs, frozen[0].files if frozen else None)
-        plan.name = plan_name(self.tasks)
+        plan.name = plan_name(self.tasks, self.store.root)
         return plan
 
     def frozen(self) -> Plan:
         """The plan that `prep` froze. Raises UsageError where there is none."""
-        found = read_plan(self.store.plans, self.tasks)
+        found = read_plan(self.store.root, self.tasks)
         if found is None:
             raise UsageError(f"{self.tasks} has no plan yet in {self.store.root}: run `cdpo prep`")
         return found[0]
@@ -65,27 +65,29 @@ class Project:
     def freeze(self, plan: Plan, prep: dict[str, Any]) -> None:
         """Write the plan and the references of its runs; refuses to take over a run of another tasks file."""
         known = {(ref["tag"], ref["name"]): ref for ref in self.store.read_refs()}
+        mine = place_of(Path(plan.tasks), self.store.root)
         for run in plan.runs:
             other = known.get((run.tag, run.name))
-            if other is None or other["steps"] == run.steps or other.get("tasks") in (None, plan.tasks):
+            if other is None or other["steps"] == run.steps or other.get("tasks") in (None, mine):
                 continue
-            if Path(other["tasks"]).exists():
+            if (self.store.root / other["tasks"]).exists():
+                owner = (self.store.root / other["tasks"]).resolve()
                 raise UsageError(
-                    f"{self.tasks}: run {run.name} of tag {run.tag} belongs to {other['tasks']}, with other steps; "
+                    f"{self.tasks}: run {run.name} of tag {run.tag} belongs to {owner}, with other steps; "
                     "give this file another tag"
                 )
         for run in plan.runs:
             fields = ("seed", "method", "model", "dataset", "params", "steps", "marks")
             value = {"name": run.name, "tag": run.tag, **{name: getattr(run, name) for name in fields}}
-            value["tasks"] = plan.tasks
+            value["tasks"] = mine
             if known.get((run.tag, run.name)) != value:
                 self.store.write_ref(run.tag, run.name, value)
-        write_plan(self.store.plans, plan, prep)
+        write_plan(self.store.root, plan, prep)
 
     def current(self, say: Say, prepare: Callable[[Plan], dict[str, Any]]) -> Plan:
         """The frozen plan if nothing changed since; otherwise it is planned, prepared and frozen anew, and said so."""
         plan = self.plan()
-        frozen = read_plan(self.store.plans, self.tasks)
+        frozen = read_plan(self.store.root, self.tasks)
         if frozen is not None and self._still(frozen[0], plan):
             return plan
         if frozen is not None:

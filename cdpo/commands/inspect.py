@@ -105,7 +105,7 @@ def _described(project: Project, key: str, folder: Path | None) -> tuple[dict[st
 
 
 def _planned(project: Project, key: str) -> PlannedStep:
-    frozen = read_plan(project.store.plans, project.tasks) if project.tasks.exists() else None
+    frozen = read_plan(project.store.root, project.tasks) if project.tasks.exists() else None
     if frozen and key in frozen[0].steps:
         return frozen[0].steps[key]
     for path in sorted(project.store.plans.glob("*.json")):

@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 from cdpo.commands.matrix import refuse_unrunnable, say
-from cdpo.config.experiment import BASE, experiments_of
+from cdpo.config.experiment import BASE, REWARD, experiments_of
 from cdpo.config.yaml_reader import parse_yaml, plain_scalar
 from cdpo.errors import UsageError
 from cdpo.pipeline import pipelines
@@ -62,7 +62,7 @@ def plan_one(project: Project, name: str, stages: list[str], chosen: dict[str, A
     }
     for option, value in options(words).items():
         stage, _, parameter = option.rpartition(".")
-        stage = stage or (method if target in pipelines() and pipelines()[target].method else target)
+        stage = stage or _owner(parameter, target, method)
         place = task if stage == method else experiment.setdefault(stage, {})
         if not isinstance(place, dict):
             raise UsageError(f"--{option}: there is no pipeline {stage}")
@@ -74,6 +74,13 @@ def plan_one(project: Project, name: str, stages: list[str], chosen: dict[str, A
     for each in experiments_of(document, tables):
         builder.add(each)
     return builder.plan(project.store.root / f"{name}-{chosen['tag']}")
+
+
+def _owner(parameter: str, target: str, method: str) -> str:
+    """The stage that a bare parameter belongs to: the command's own pipeline where it has it, the method otherwise."""
+    own = pipelines()[target]
+    has = parameter in own.params.model_fields or (parameter == REWARD and REWARD in own.takes.values())
+    return target if has and not own.method else method
 
 
 def options(words: list[str]) -> dict[str, Any]:

@@ -5,12 +5,12 @@ A table that a project's `configs/` does not hold is read from the ones that cdp
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
+import cdpo.pipelines as pipelines_package
 from cdpo.config.params import Params, Positive
 from cdpo.config.problems import ConfigError, Problem, YamlPath, suggest
 from cdpo.config.yaml_reader import Document, read_yaml
@@ -107,8 +107,8 @@ class Tables:
 
 
 def shipped_configs() -> Path:
-    """The folder of the configs that come with cdpo."""
-    return Path(str(files("cdpo.configs")))
+    """The folder of the configs that come with cdpo: beside `pipelines/`, in a checkout and in an installed wheel."""
+    return Path(pipelines_package.__path__[0]).parent / "configs"
 
 
 def read_tables(configs: Path) -> Tables:

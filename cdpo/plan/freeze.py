@@ -1,6 +1,8 @@
 """Frozen plans: `.cdpo/plans/<name>.json`, one per tasks file, and what has changed since one was frozen."""
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,20 @@ from cdpo.plan.graph import Plan
 from cdpo.plan.names import safe
 
 
-def plan_name(tasks: Path) -> str:
+def place_of(tasks: Path, store: Path) -> str:
+    """A tasks file as seen from the store: the same after the project that holds both was moved or copied."""
+    return os.path.relpath(Path(tasks).resolve(), Path(store).resolve())
+
+
+def plan_name(tasks: Path, store: Path) -> str:
     """The name of a tasks file's plan: two files of one name, in different folders, have different plans."""
-    place = str(Path(tasks).resolve())
+    place = place_of(tasks, store)
     return f"{safe(Path(tasks).stem)}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
-def read_plan(plans: Path, tasks: Path) -> tuple[Plan, dict[str, Any]] | None:
+def read_plan(store: Path, tasks: Path) -> tuple[Plan, dict[str, Any]] | None:
     """The frozen plan of a tasks file with what `prep` noted, or None."""
-    path = plans / f"{plan_name(tasks)}.json"
+    path = store / "plans" / f"{plan_name(tasks, store)}.json"
     if not path.exists():
         return None
     try:
@@ -31,10 +38,9 @@ def read_plan(plans: Path, tasks: Path) -> tuple[Plan, dict[str, Any]] | None:
         ) from None
 
 
-def write_plan(plans: Path, plan: Plan, prep: Mapping[str, Any]) -> Path:
-    import json
-
-    path = plans / f"{plan_name(Path(plan.tasks))}.json"
+def write_plan(store: Path, plan: Plan, prep: Mapping[str, Any]) -> Path:
+    """Freeze `plan` with what `prep` noted; one line, so that it is read as fast as it can be."""
+    path = store / "plans" / f"{plan_name(Path(plan.tasks), store)}.json"
     value = {**plan.to_json(), "name": path.stem, "prep": dict(prep)}
     write_text(path, json.dumps(value, ensure_ascii=False) + "\n")
     return path
