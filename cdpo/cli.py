@@ -253,7 +253,10 @@ def one_run(name: str, stages: list[str], method: str, help_text: str) -> None:
         sys.exit(run_one(project_of(configs, store), name, stages, chosen, context.args, display))
 
 
-_OWN = "\n\nAny parameter of it, or of the method, can follow as --NAME VALUE; those of other stages as --STAGE.NAME VALUE."
+_OWN = (
+    "\n\nAny parameter of it, or of the method, can follow as --NAME VALUE;"
+    " those of other stages as --STAGE.NAME VALUE."
+)
 one_run("sft", ["SFT"], "SFT", "Fine-tune one model on the chosen responses of one dataset." + _OWN)
 one_run("dpo", ["SFT", "DPO"], "DPO", "Train one policy by a preference method." + _OWN)
 one_run("gen", ["SFT", "DPO", "GEN"], "SFT", "Answer the prompts of a split with one policy." + _OWN)
