@@ -1,6 +1,5 @@
 """Processes by identity: a pid may be given to another process later, a pid with its start time never."""
 
-import ctypes
 import os
 import signal
 from collections.abc import Mapping
@@ -52,6 +51,8 @@ def signal_group(pid: int, number: int) -> None:
 
 def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends, whatever ends it."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

@@ -11,12 +11,10 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cdpo.engine import ranks
 from cdpo.engine.process import STOPPED, Stopped, identity
 from cdpo.engine.program import load_run
 from cdpo.errors import CdpoError
@@ -59,9 +57,13 @@ def main(work: Path) -> int:
         _failed(work, launch, 1, str(error))
         print(error, file=sys.stderr, flush=True)
         if os.environ.get("CDPO_DEBUG") == "1":
+            import traceback
+
             traceback.print_exc()
         return 1
     except BaseException as error:
+        import traceback
+
         traceback.print_exc()
         sys.stderr.flush()
         _failed(work, launch, UNEXPECTED, "".join(traceback.format_exception_only(error)).strip())
@@ -75,8 +77,12 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
     (work / "out").mkdir()
     _build(work, described)
     step = Step.read(work)
-    alone = step.device.processes == 1
-    summary = dict(load_run(described)(step) or {}) if alone else ranks.run(work, step.device)
+    if step.device.processes > 1:
+        from cdpo.engine import ranks
+
+        summary = ranks.run(work, step.device)
+    else:
+        summary = dict(load_run(described)(step) or {})
     sys.stdout.flush()
     sys.stderr.flush()
     finished = time.time()

@@ -16,9 +16,9 @@ SHAPE = {
 }  # fmt: skip
 
 
-def campaign(bench, kills, rng, targets):
+def campaign(bench, kills, rng, targets, seconds=0.12):
     """Start executions and kill one of `targets` in each at a random moment; then let one finish."""
-    plan = bench.plan(SHAPE, **{name: {"seconds": 0.12} for name in SHAPE})
+    plan = bench.plan(SHAPE, **{name: {"seconds": seconds} for name in SHAPE})
     killed = 0
     discarded = Counter()
     for _ in range(10 * kills):
@@ -58,7 +58,8 @@ def campaign(bench, kills, rng, targets):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_executions(bench, seed):
-    wanted = campaign(bench, 12, random.Random(seed), ["supervisor"])
+    # long steps: the next execution comes while the workers of the killed one still run
+    wanted = campaign(bench, 12, random.Random(seed), ["supervisor"], seconds=0.6)
     # no worker was killed, so each step was begun as often as it was asked for, and not once more
     assert {name: bench.told()["begin", name] for name in SHAPE} == wanted
 
