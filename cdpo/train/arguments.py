@@ -89,6 +89,11 @@ def training_arguments(
         **method,
     )
     check_processes(step.device, arguments)
+    if arguments.mixed_precision not in ("no", precision.compute):
+        raise StepError(
+            f"this step computes in {precision.compute} and its launcher in {arguments.mixed_precision}: take "
+            "mixed_precision out of the accelerate config, or write the same `dtype` in the task"
+        )
     return arguments
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from cdpo.config.params import TrainingParams
+from cdpo.score.fit import refuse_unknown_tokens
 from cdpo.step import Step
 from cdpo.train.arguments import Precision
 from cdpo.train.batches import Row
@@ -32,6 +33,7 @@ def make_trainer(
     """A `trainer` (a class of trl_adapter) over tokenised rows, with progress, curves, samples and early stopping."""
     # TRL looks at the first row of a Dataset to learn what kind of data it is given; the rows themselves stay lists.
     kind = Dataset.from_list([dict(rows[0])])
+    refuse_unknown_tokens(model, (ids for row in rows for ids in row.values() if isinstance(ids, list)), "the model")
     made = trainer(model=model, args=arguments, train_dataset=kind, eval_dataset=kind, processing_class=tokenizer)
     made.use_rows(rows, tune, batch_size=params.batch_size, seed=step.seed_for("order of rows"))
     add_callbacks(made, step, params, samples)

@@ -46,6 +46,10 @@ def _trainable(
         quantization=params.quantization,
         num_labels=num_labels,
     )
+    if params.quantization is not None:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     adapter = step.input("model_adapter") if step.has("model_adapter") else None
     if adapter is not None:
         from peft import PeftModel
@@ -61,11 +65,9 @@ def _trainable(
 
 
 def _new_adapter(model: Any, params: TrainingParams, task: str) -> Any:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
     assert params.lora is not None
-    if params.quantization is not None:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         return get_peft_model(model, LoraConfig(task_type=task, **params.lora.model_dump()))
     except ValueError as error:

@@ -60,7 +60,7 @@ class Exact:
 
     @property
     def tokens_seen(self: Any) -> float:
-        """Tokens trained on so far by all ranks, as of the last log; DPO's and RM's rows count both responses."""
+        """Tokens trained on by all ranks, as of the last log; rows of DPO and RM count both sequences."""
         return float(self._tokens)
 
     def rows_seen(self: Any) -> list[Row]:
@@ -89,12 +89,13 @@ class Exact:
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the row-weighted means since the last log, over all ranks, to what TRL logs."""
-        if "loss" in logs:
+        if "loss" in logs or "train_loss" in logs:
             names = sorted(set(self._sums) - {"num_tokens"})
             values = [*(self._sums[name] for name in names), self._summed_rows, self._tokens_here]
             *sums, rows, tokens = _sum_over_ranks(values, self.args)
             self._tokens += tokens
-            logs |= {name: value / max(rows, 1.0) for name, value in zip(names, sums, strict=True)}
+            if "loss" in logs:
+                logs |= {name: value / rows for name, value in zip(names, sums, strict=True)}
             logs["num_tokens"] = self._tokens
             self._sums.clear()
             self._summed_rows = self._tokens_here = 0.0

@@ -132,3 +132,49 @@ def test_the_random_stream_of_a_sample_is_its_own(world, sft) -> None:
     torch.manual_seed(7)
     samples.draw(model, 0)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optim": "rmsprop", "lr_scheduler_type": "cosine", "warmup_ratio": 0.5},
+        {"optim": "adafactor", "lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.5},
+        {"optim": "sgd", "lr_scheduler_type": "constant", "weight_decay": 0.1},
+        {"optim": "adamw_torch", "adam_beta1": 0.5, "adam_beta2": 0.9, "attn_implementation": "eager"},
+    ],
+    ids=lambda settings: settings["optim"],
+)
+def test_optimisers_and_schedules(world, settings) -> None:
+    work, _ = world.run("SFT", {"learning_rate": 1e-3, "batch_size": 16, "max_steps": 3, **settings})
+    rates = [point["learning_rate"] for point in read_json_lines(work / "metrics.jsonl") if "loss" in point]
+    if "warmup_ratio" in settings:
+        assert rates[0] < max(rates) == pytest.approx(1e-3)
+    elif settings["optim"] == "sgd":
+        assert rates == [1e-3] * 3
+    else:
+        assert rates == pytest.approx([1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
+
+
+def test_a_tokenizer_of_another_model_is_refused(world, sft, tmp_path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(sft)
+    model.resize_token_embeddings(40)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(sft).save_pretrained(tmp_path)
+    with pytest.raises(StepError, match="knows 40 tokens"):
+        world.run("SFT", {"learning_rate": 1e-3, "max_steps": 1}, model=tmp_path)
+
+
+def test_all_tokens_are_counted_where_not_every_step_is_logged(world, sft, monkeypatch) -> None:
+    monkeypatch.setattr("cdpo.train.arguments.LOGGED", 2)
+    work, summary = world.run("DPO", {**DPO, "max_steps": 5}, model=sft)
+    points = [point for point in read_json_lines(work / "metrics.jsonl") if "loss" in point]
+    assert [point["step"] for point in points] == [2, 4]
+    assert summary["training_tokens"] > points[-1]["num_tokens"]
+
+
+def test_a_launcher_that_computes_in_another_type_is_refused(world, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(StepError, match="computes in fp32 and its launcher in bf16"):
+        world.run("SFT", {"learning_rate": 1e-3, "max_steps": 1})
