@@ -8,7 +8,7 @@ own: so a loss that compares rows with each other (`aot`) is the loss of a batch
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from cdpo.config.params import Fraction, NonNegative, Positive, TrainingParams
 from cdpo.pipeline import Pipeline
@@ -41,7 +41,10 @@ class DPOParams(TrainingParams):
 
     beta: Positive
     """How closely the policy is held to the reference; for `ipo` its tau."""
-    loss_type: LossType | Annotated[list[LossType], Field(min_length=1)] = "sigmoid"
+    loss_type: Annotated[
+        Annotated[LossType, Tag("one")] | Annotated[list[LossType], Field(min_length=1), Tag("several")],
+        Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
+    ] = "sigmoid"
     """One of TRL's losses, or several that are added up."""
     loss_weights: list[NonNegative] | None = None
     """One weight for each loss of a list; 1 each by default."""
@@ -161,8 +164,8 @@ def run(step: Step) -> dict[str, Any]:
         ld_alpha=params.ld_alpha,
         use_weighting=params.use_weighting,
         discopop_tau=params.discopop_tau,
-        # the rows hold the reference's log-probabilities: no second model is kept
-        precompute_ref_log_probs=True,
+        # the rows hold the reference's log-probabilities: TRL must not load a second model (with lora it never does)
+        precompute_ref_log_probs=params.lora is None,
         router_aux_loss_coef=0.0,
     )
     trainer = make_trainer(

@@ -1,6 +1,7 @@
 """What the training pipelines do alike: a trainer over its rows, its scores before and after, and what it leaves."""
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +32,7 @@ def make_trainer(
     samples: Samples | None = None,
 ) -> Any:
     """A `trainer` (a class of trl_adapter) over tokenised rows, with progress, curves, samples and early stopping."""
+    _start_anew(step)
     # TRL looks at the first row of a Dataset to learn what kind of data it is given; the rows themselves stay lists.
     kind = Dataset.from_list([dict(rows[0])])
     refuse_unknown_tokens(model, (ids for row in rows for ids in row.values() if isinstance(ids, list)), "the model")
@@ -38,6 +40,13 @@ def make_trainer(
     made.use_rows(rows, tune, batch_size=params.batch_size, seed=step.seed_for("order of rows"))
     add_callbacks(made, step, params, samples)
     return made
+
+
+def _start_anew(step: Step) -> None:
+    """Training begins at its first step whenever it is begun: what a killed attempt left would be taken for this one's."""
+    if step.rank == 0:
+        (step.work / "metrics.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(step.checkpoints, ignore_errors=True)
 
 
 def fit(

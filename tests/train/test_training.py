@@ -1,5 +1,6 @@
 """A training step as a whole: it repeats itself bit for bit, reports, samples, stops early and keeps the best."""
 
+import importlib
 import json
 import math
 
@@ -178,3 +179,18 @@ def test_a_launcher_that_computes_in_another_type_is_refused(world, monkeypatch)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(StepError, match="computes in fp32 and its launcher in bf16"):
         world.run("SFT", {"learning_rate": 1e-3, "max_steps": 1})
+
+
+def test_what_a_killed_attempt_left_is_not_mixed_with_the_next(world, sft) -> None:
+    params = {**DPO, "num_train_epochs": 1.0, "eval_steps": 1, "load_best_model_at_end": True}
+    clean, _ = world.run("DPO", params, model=sft)
+    step = world.step("DPO", params, model=sft)
+    stale = step.checkpoints / "checkpoint-100"
+    stale.mkdir(parents=True)
+    (stale / "model.safetensors").write_bytes(b"")
+    (step.work / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
+    importlib.import_module("cdpo.pipelines.dpo").run(step)
+    assert weights(step.work) == weights(clean)
+    assert len(list(read_json_lines(step.work / "metrics.jsonl"))) == len(
+        list(read_json_lines(clean / "metrics.jsonl"))
+    )
