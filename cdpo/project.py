@@ -8,7 +8,7 @@ from typing import Any
 
 from cdpo.config.devices import Devices
 from cdpo.config.problems import ConfigError
-from cdpo.config.tables import checked
+from cdpo.config.validation import checked
 from cdpo.config.yaml_reader import read_yaml
 from cdpo.errors import CdpoError, UsageError
 from cdpo.files import read_json

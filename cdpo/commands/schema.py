@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from cdpo.config.experiment import BASE, REWARD, SEED
+from cdpo.config.experiment import BASE
+from cdpo.config.values import REWARD, SEED
 from cdpo.pipeline import Pipeline, pipelines
 
 _REWARD = {

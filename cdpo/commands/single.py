@@ -5,7 +5,8 @@ from typing import Any
 import yaml
 
 from cdpo.commands.matrix import refuse_unrunnable, say
-from cdpo.config.experiment import BASE, REWARD, experiments_of
+from cdpo.config.experiment import BASE, experiments_of
+from cdpo.config.values import REWARD
 from cdpo.config.yaml_reader import parse_yaml, plain_scalar
 from cdpo.errors import UsageError
 from cdpo.pipeline import pipelines

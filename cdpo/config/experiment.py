@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from cdpo.config.canonical import canonical_json
 from cdpo.config.forms import experiment_mappings
-from cdpo.config.paths import ENVIRONMENT, names_function
+from cdpo.config.paths import ENVIRONMENT
 from cdpo.config.problems import ConfigError, Problem, YamlPath, suggest
-from cdpo.config.tables import Tables, pydantic_problems
+from cdpo.config.tables import Tables
+from cdpo.config.values import REWARD, parameter_names, seed_problems, value_problems
 from cdpo.config.yaml_reader import Document, read_yaml
 from cdpo.pipeline import Pipeline, pipelines
 
@@ -22,10 +21,6 @@ from cdpo.pipeline import Pipeline, pipelines
 BASE = "BASE"
 #: keys of an experiment beside the mappings named after pipelines
 KEYS = ("tag", "pipelines", "model", "dataset", "tasks", "seed", "exclude", "include")
-#: keys that a mapping of a pipeline may hold beside the pipeline's own parameters
-SEED, REWARD = "seed", "reward"
-#: what `rule` is in a step whose rule is a user's own function, which is an input of the step
-PLUGIN = "plugin"
 TAG = re.compile(r"[^\W.][\w.+-]{0,63}\Z")
 
 
@@ -108,7 +103,7 @@ class _ExperimentReader:
         experiment = Experiment(
             document=self.document,
             path=self.path,
-            tag=self._tag(value.get("tag", "-")),
+            tag=self._tag(value["tag"]) if "tag" in value else "",
             stages=self._stages(value.get("pipelines", [])),
             models=self._names("model", value.get("model", [])),
             datasets=self._names("dataset", value.get("dataset", [])),
@@ -128,7 +123,7 @@ class _ExperimentReader:
     def _tag(self, value: Any) -> str:
         if not isinstance(value, str):
             self._problem(("tag",), f"a tag is text; write it in quotes: '{value}'")
-        elif value != "-" and not TAG.match(value):
+        elif not TAG.match(value):
             self._problem(("tag",), "a tag is at most 64 letters, digits, and . _ + - (it names folders and branches)")
         return str(value)
 
@@ -162,8 +157,7 @@ class _ExperimentReader:
     def _seeds(self, path: YamlPath, value: Any) -> list[Choice]:
         choices = self._choices(path, value)
         for choice in choices:
-            if isinstance(choice.value, bool) or not isinstance(choice.value, int) or not 0 <= choice.value < 2**31:
-                self._at(choice.path, f"a seed is a whole number from 0 to 2147483647, not {choice.value!r}")
+            self.problems.extend(seed_problems(self.document, choice.value, choice.path))
         return choices
 
     def _choices(self, path: YamlPath, value: Any) -> list[Choice]:
@@ -229,58 +223,15 @@ class _ExperimentReader:
         """The axes of one mapping; each single value is checked against the field of its name."""
         axes = []
         for name, value in mapping.items():
-            if name == SEED and pipeline.seeded:
-                axes.append(Axis(SEED, self._seeds((*path, SEED), value)))
-                continue
-            choices = self._choices((*path, name), value)
-            if name == REWARD and REWARD in pipeline.takes.values():
-                for choice in choices:
-                    self._check_reward(choice)
-            elif name not in pipeline.params.model_fields:
-                extra = [REWARD] if REWARD in pipeline.takes.values() else []
-                known = [*pipeline.params.model_fields, *extra, *([SEED] if pipeline.seeded else [])]
+            known = parameter_names(pipeline)
+            if name not in known:
                 self._problem((*path, name), f"unknown key{suggest(name, known)}", at_key=True)
                 continue
-            else:
-                for choice in choices:
-                    self.problems.extend(self._value_problems(pipeline, name, choice))
+            choices = self._choices((*path, name), value)
+            for choice in choices:
+                self.problems.extend(value_problems(self.document, pipeline, name, choice.value, choice.path))
             axes.append(Axis(name, choices))
         return axes
-
-    def _value_problems(self, pipeline: Pipeline, name: str, choice: Choice) -> list[Problem]:
-        """What is wrong with one value by itself; what concerns several parameters is found when runs are built."""
-        value = PLUGIN if name == "rule" and names_function(choice.value) else choice.value
-        try:
-            pipeline.params.model_validate({name: value})
-        except ValidationError as error:
-            return pydantic_problems(error, self.document, choice.path, pipeline.params, strip=1, only=name)
-        return []
-
-    def _check_reward(self, choice: Choice) -> None:
-        value = choice.value
-        if isinstance(value, str) and value:
-            return
-        if not isinstance(value, dict):
-            self._at(choice.path, "a reward is a name, a Hub id, a path, a plug-in, or {step: RM, model: M, seed: 0}")
-            return
-        allowed = ("step", "model", "dataset", "seed")
-        for key in value:
-            if key not in allowed:
-                self.problems.append(
-                    self.document.problem((*choice.path, key), f"unknown key{suggest(key, allowed)}", at_key=True)
-                )
-        givers = [name for name, pipeline in self.pipelines.items() if pipeline.gives == REWARD]
-        if value.get("step") not in givers:
-            at: YamlPath = (*choice.path, "step")
-            self._at(
-                at, f"`step` names the pipeline that trains the reward model{suggest(str(value.get('step')), givers)}"
-            )
-        seed = value.get("seed", 0)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            self._at((*choice.path, "seed"), "a seed is one whole number: all runs are scored by the same reward model")
-        for key in ("model", "dataset"):
-            if key in value and not isinstance(value[key], str):
-                self._at((*choice.path, key), f"the name of a {key} is text")
 
     def _selections(self, key: str, value: Any) -> list[Choice]:
         entries = [value] if isinstance(value, dict) else value

@@ -34,10 +34,11 @@ def experiment_mappings(
             problems.append(document.problem(base, "should be a list of experiments, with at least one"))
             return []
         found = []
+        beneath = _Beneath(document, defaults)
         for index, entry in enumerate(entries):
             here: YamlPath = (*base, index)
             if isinstance(entry, dict):
-                found.append((here, _with_defaults(document, entry, here, defaults)))
+                found.append((here, beneath.put(entry, here)))
             else:
                 problems.append(document.problem(here, "should be a mapping"))
         return found
@@ -53,26 +54,30 @@ def experiment_mappings(
     return []
 
 
-def _with_defaults(
-    document: Document, entry: dict[str, Any], here: YamlPath, defaults: dict[str, Any]
-) -> dict[str, Any]:
-    """`entry` over `defaults`; mappings (a stage's parameters) are merged key by key. Places go with the values."""
-    merged = dict(entry)
-    for key, value in defaults.items():
-        if key not in entry:
-            merged[key] = value
-            _copy_places(document, ("defaults", key), (*here, key))
-        elif isinstance(value, dict) and isinstance(entry[key], dict):
-            merged[key] = {**entry[key]}
-            for inner, item in value.items():
-                if inner not in entry[key]:
-                    merged[key][inner] = item
-                    _copy_places(document, ("defaults", key, inner), (*here, key, inner))
-    return merged
+class _Beneath:
+    """`defaults`, and the places of everything in it, to put beneath each experiment."""
 
+    def __init__(self, document: Document, defaults: dict[str, Any]) -> None:
+        self.document, self.defaults = document, defaults
+        self.values, self.keys = (
+            [(path, place) for path, place in places.items() if path[:1] == ("defaults",) and len(path) > 1]
+            for places in (document.values, document.keys)
+        )
 
-def _copy_places(document: Document, source: YamlPath, target: YamlPath) -> None:
-    for places in (document.values, document.keys):
-        found = {path: place for path, place in places.items() if path[: len(source)] == source}
-        for path, place in found.items():
-            places[(*target, *path[len(source) :])] = place
+    def put(self, entry: dict[str, Any], here: YamlPath) -> dict[str, Any]:
+        """`entry` over the defaults; mappings (a stage's parameters) are merged key by key. Places go with values."""
+        merged = dict(entry)
+        taken: set[YamlPath] = set()
+        for key, value in self.defaults.items():
+            if key not in entry:
+                merged[key] = value
+                taken.add((key,))
+            elif isinstance(value, dict) and isinstance(entry[key], dict):
+                new = {inner: item for inner, item in value.items() if inner not in entry[key]}
+                merged[key] = {**entry[key], **new}
+                taken |= {(key, inner) for inner in new}
+        for places, found in ((self.document.values, self.values), (self.document.keys, self.keys)):
+            for path, place in found:
+                if path[1:2] in taken or path[1:3] in taken:
+                    places[(*here, *path[1:])] = place
+        return merged

@@ -3,17 +3,20 @@
 A table that a project's `configs/` does not hold is read from the ones that cdpo ships.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 import cdpo.pipelines as pipelines_package
 from cdpo.config.params import Params, Positive
+from cdpo.config.paths import ENVIRONMENT
 from cdpo.config.problems import ConfigError, Problem, YamlPath, suggest
+from cdpo.config.validation import checked, field_problems, show
 from cdpo.config.yaml_reader import Document, read_yaml
+from cdpo.pipeline import pipelines
 
 MODELS = "models/names.yaml"
 REWARDS = "models/reward.yaml"
@@ -49,7 +52,7 @@ class RewardEntry(ModelEntry):
 
 
 class DatasetEntry(Params):
-    """Where a dataset comes from; every other key of the entry is a parameter of PREP."""
+    """Where a dataset comes from (not more than one of `id` and `path`); other keys are parameters of PREP."""
 
     id: str | None = None
     """On the Hugging Face Hub."""
@@ -58,8 +61,16 @@ class DatasetEntry(Params):
     """A local file, folder or glob."""
     eval_path: str | None = None
     """Files of the eval split, where the source has one of its own."""
-    gold: str | None = None
-    """The closed-form reward of a dataset that has one (`playground`)."""
+    gold: Literal["playground"] | None = None
+    """The closed-form reward of a dataset that has one."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DatasetEntry":
+        if self.id is not None and self.path is not None:
+            raise ValueError("id and path both say where the rows come from; give one of them")
+        if self.config is not None and self.id is None:
+            raise ValueError("config is a part of a Hub dataset, and there is no id")
+        return self
 
 
 class OptimiserTable(Params):
@@ -72,6 +83,9 @@ class OptimiserTable(Params):
     learning_rate: dict[str, Positive] = Field(default_factory=dict)
     """Multiplier of the default learning rate, by model."""
 
+
+#: parameters that the optimiser table may give
+TABLED = ("learning_rate", "num_train_epochs")
 
 _OptionalText = Annotated[str, Field(min_length=1)]
 
@@ -140,7 +154,7 @@ def read_tables(configs: Path) -> Tables:
         tables.lora = found or tables.lora
     if optimisers := document(OPTIMISERS):
         table, wrong = checked(OptimiserTable, optimisers.value, optimisers, ())
-        problems.extend(wrong)
+        problems.extend(wrong or _optimiser_problems(table, optimisers))
         tables.optimisers = table or tables.optimisers
     if evaluation := document(EVALUATION_REWARDS):
         problems.extend(_add_evaluation_rewards(tables, evaluation))
@@ -168,25 +182,51 @@ def add_rewards(tables: Tables, document: Document, path: YamlPath, value: Any) 
 
 
 def add_datasets(tables: Tables, document: Document, path: YamlPath, value: Any) -> Iterable[Problem]:
-    """Source keys are checked here; the others are PREP's, and are checked with a run's own `PREP:` mapping."""
+    """Every key of an entry is checked by itself; a `rule` may also be given by a run's own `PREP:` mapping."""
+    prep = pipelines()["PREP"].params
     for name, entry, here in _entries(document, path, value, problems := []):
         entry = _as_origin(entry)
         if not isinstance(entry, dict):
-            problems.append(document.problem(here, f"should be a mapping or a name, not {_show(entry)}"))
+            problems.append(document.problem(here, f"should be a mapping or a name, not {show(entry)}"))
             continue
         own = {key: item for key, item in entry.items() if key in DatasetEntry.model_fields}
         found, wrong = checked(DatasetEntry, own, document, here)
         problems.extend(wrong)
-        if found:
-            params = {key: item for key, item in entry.items() if key not in own}
+        params = {key: item for key, item in entry.items() if key not in own}
+        wrong = []
+        for key, item in params.items():
+            if key in prep.model_fields:
+                wrong += field_problems(document, prep, key, item, (*here, key))
+            else:
+                known = [*DatasetEntry.model_fields, *prep.model_fields]
+                wrong.append(document.problem((*here, key), f"unknown key{suggest(key, known)}", at_key=True))
+        problems.extend(wrong)
+        if found and not (found.id or found.path) and params.get("rule") != "playground":
+            problems.append(document.problem(here, "id or path must say where the rows come from"))
+        elif found and not wrong:
             tables.datasets[name] = (found, params)
+    return problems
+
+
+def _optimiser_problems(table: OptimiserTable, document: Document) -> list[Problem]:
+    """`defaults` of a pipeline or a parameter that there is not would be a setting without effect."""
+    problems: list[Problem] = []
+    known = [name for name, pipeline in pipelines().items() if "learning_rate" in pipeline.params.model_fields]
+    for name, values in table.defaults.items():
+        if name not in known:
+            message = f"no pipeline that trains is called {name!r}{suggest(name, known)}"
+            problems.append(document.problem(("defaults", name), message, at_key=True))
+        for key in values:
+            if key not in TABLED:
+                message = f"unknown key{suggest(key, TABLED)}"
+                problems.append(document.problem(("defaults", name, key), message, at_key=True))
     return problems
 
 
 def _add_evaluation_rewards(tables: Tables, document: Document) -> Iterable[Problem]:
     for name, reward, here in _entries(document, (), document.value, problems := []):
         if not isinstance(reward, str):
-            problems.append(document.problem(here, f"should be the name of a reward, not {_show(reward)}"))
+            problems.append(document.problem(here, f"should be the name of a reward, not {show(reward)}"))
         elif reward not in tables.rewards:
             problems.append(document.problem(here, f"no reward is called {reward!r}{suggest(reward, tables.rewards)}"))
         else:
@@ -198,10 +238,24 @@ def _entries(
     document: Document, path: YamlPath, value: Any, problems: list[Problem]
 ) -> Iterable[tuple[str, Any, YamlPath]]:
     if not isinstance(value, dict):
-        problems.append(document.problem(path, f"should be a mapping from names to entries, not {_show(value)}"))
+        problems.append(document.problem(path, f"should be a mapping from names to entries, not {show(value)}"))
         return
     for name, entry in value.items():
+        problems.extend(_environment_problems(entry, document, (*path, name)))
         yield name, entry, (*path, name)
+
+
+def _environment_problems(value: Any, document: Document, path: YamlPath) -> Iterator[Problem]:
+    """`${env:NAME}` may stand in a path, never in what is hashed."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key not in ("path", "eval_path"):
+                yield from _environment_problems(item, document, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _environment_problems(item, document, (*path, index))
+    elif isinstance(value, str) and ENVIRONMENT.search(value) and "path" not in _as_origin(value):
+        yield document.problem(path, "an environment variable may not decide what is hashed; write the value itself")
 
 
 def _as_origin(entry: Any) -> Any:
@@ -209,59 +263,3 @@ def _as_origin(entry: Any) -> Any:
     if isinstance(entry, str):
         return {"path" if entry.startswith((".", "/", "~", "${env:")) else "id": entry}
     return entry
-
-
-def checked(
-    model: type[Params], value: Any, document: Document, path: YamlPath, strip: int = 0
-) -> tuple[Any, list[Problem]]:
-    """`value` as `model`, or None and a problem for everything wrong with it.
-
-    `strip` leaves out leading parts of pydantic's `loc`, where the document holds only an inner part of `value`.
-    """
-    try:
-        return model.model_validate(value), []
-    except ValidationError as error:
-        return None, pydantic_problems(error, document, path, model, strip)
-
-
-def pydantic_problems(
-    error: ValidationError,
-    document: Document,
-    path: YamlPath,
-    model: type[Params],
-    strip: int = 0,
-    only: str | None = None,
-) -> list[Problem]:
-    """Pydantic's errors at their places in the document.
-
-    `strip` leaves out leading parts of `loc`; parts that name a branch of a union, not a key, are passed over. `only`
-    keeps what concerns the value of one field, whose missing neighbours are not its problem.
-    """
-    problems = []
-    for each in error.errors(include_url=False):
-        whole = each["loc"]
-        if only is not None and (whole[:1] != (only,) or (len(whole) == 1 and each["type"] == "missing")):
-            continue
-        here: YamlPath = path
-        for part in whole[strip:]:
-            if (*here, part) in document.values:
-                here = (*here, part)
-        if each["type"] == "extra_forbidden":
-            known = model.model_fields if len(whole) == 1 else ()
-            here = here if here[-1:] == whole[-1:] else (*here, whole[-1])
-            problems.append(document.problem(here, f"unknown key{suggest(str(whole[-1]), known)}", at_key=True))
-        elif each["type"] == "missing":
-            problems.append(document.problem((*here, whole[-1]), "is required and missing", at_key=True))
-        else:
-            problems.append(document.problem(here, _sentence(each["msg"], each["input"])))
-    return list(dict.fromkeys(problems))
-
-
-def _sentence(message: str, given: Any) -> str:
-    message = message.removeprefix("Value error, ").replace("Input should", "should")
-    return message if isinstance(given, dict) else f"{message}, not {_show(given)}"
-
-
-def _show(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -10,9 +10,10 @@ from cdpo.config.experiment import Experiment, read_experiments
 from cdpo.config.problems import ConfigError, Problem, YamlPath
 from cdpo.config.tables import Tables, read_tables
 from cdpo.plan.graph import Plan, PlannedRun, PlannedStep
-from cdpo.plan.matrix import Point, expand
+from cdpo.plan.matrix import expand
 from cdpo.plan.names import join_name, parameter_parts, safe
 from cdpo.plan.parameters import ParameterResolver
+from cdpo.plan.points import Point
 from cdpo.plan.references import References
 from cdpo.plan.stages import RunPlanner, StageError
 

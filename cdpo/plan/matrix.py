@@ -1,119 +1,35 @@
 """From experiments to points: every combination that the file asks for, in the order of the file.
 
-`exclude` and `include` follow GitHub Actions: exclude first, by partial match; an include that fits existing points
-without overwriting what they have is added to them, any other becomes a point of its own.
+`exclude` and `include` follow GitHub Actions: exclude first, by partial match; an include is added to every point that
+it fits without overwriting what the matrix gave it (what another include added may be overwritten), and where it fits
+none it is a point of its own.
 """
 
-import itertools
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from cdpo.config.canonical import canonical_json
-from cdpo.config.experiment import BASE, REWARD, SEED, Axis, Experiment, Task
+from cdpo.config.experiment import BASE, Choice, Experiment, Task, method_listed
 from cdpo.config.problems import Problem, YamlPath, suggest
+from cdpo.config.values import SEED, parameter_names, seed_problems, value_problems
 from cdpo.pipeline import pipelines
+from cdpo.plan.points import Point, concerns, product, setting_axes, size
 
 #: beyond this a matrix is a mistake, and the plan would not fit in memory
 MAX_RUNS = 1_000_000
 _OWN = ("pipeline", "model", "dataset", SEED)
 
 
-@dataclass
-class Point:
-    """One choice of everything: what a run is made from."""
-
-    experiment: Experiment
-    method: str
-    model: str
-    dataset: str
-    seed: int
-    #: parameters of the method's own training step, as written in the task
-    own: dict[str, Any]
-    #: parameters of the other pipelines by pipeline, as chosen from their axes
-    settings: dict[str, dict[str, Any]]
-    #: names of the axes (`beta`, `SFT.learning_rate`) that the run's name and parameters carry
-    shown: dict[str, Any]
-    #: where the task stands
-    path: YamlPath
-    model_path: YamlPath
-    dataset_path: YamlPath
-
-
 def expand(experiment: Experiment) -> tuple[list[Point], list[Problem]]:
     """All points of one experiment, or what is wrong with its `exclude` and `include`."""
-    size = _size(experiment)
-    if size > MAX_RUNS:
-        problem = experiment.document.problem(experiment.path, f"the matrix has {size:,} runs; at most {MAX_RUNS:,}")
+    runs = size(experiment)
+    if runs > MAX_RUNS:
+        problem = experiment.document.problem(experiment.path, f"the matrix has {runs:,} runs; at most {MAX_RUNS:,}")
         return [], [problem]
-    points = list(_product(experiment))
+    points = list(product(experiment))
     problems: list[Problem] = []
     points = _exclude(experiment, points, problems)
     points = _include(experiment, points, problems)
     return points, problems
-
-
-def _size(experiment: Experiment) -> int:
-    shared = len(experiment.models) * len(experiment.datasets) * len(experiment.seeds)
-    total = 0
-    for task in experiment.tasks:
-        axes = [*task.axes, *(axis for _, axis in _setting_axes(experiment, task))]
-        total += shared * math.prod(len(axis.choices) for axis in axes)
-    return total
-
-
-def _setting_axes(experiment: Experiment, task: Task) -> Iterator[tuple[str, Axis]]:
-    """The axes of the mappings that concern a task; a task's own keys stand before those of its method's mapping."""
-    written = {axis.name for axis in task.axes}
-    for pipeline, axes in experiment.settings.items():
-        if not _concerns(pipeline, task.method):
-            continue
-        for axis in axes:
-            if pipeline != task.method or axis.name not in written:
-                yield pipeline, axis
-
-
-def _concerns(pipeline: str, method: str) -> bool:
-    """Whether a run of `method` can go through `pipeline`: not a training step that comes after it or in its place."""
-    known = pipelines()
-    if pipeline == method:
-        return True
-    if method != BASE and known[method].gives != "policy" and known[pipeline].rank > known[method].rank:
-        return False  # a reward model is not generated from
-    if not known[pipeline].method:
-        return True
-    if known[pipeline].gives != "policy":
-        return method == BASE or known[method].gives == "policy"
-    return method != BASE and known[pipeline].rank < known[method].rank
-
-
-def _product(experiment: Experiment) -> Iterator[Point]:
-    for model, dataset, task in itertools.product(experiment.models, experiment.datasets, experiment.tasks):
-        settings = list(_setting_axes(experiment, task))
-        axes = [axis.choices for axis in task.axes] + [axis.choices for _, axis in settings]
-        own_names = [axis.name for axis in task.axes]
-        for *chosen, seed in itertools.product(*axes, experiment.seeds):
-            own = {name: choice.value for name, choice in zip(own_names, chosen, strict=False)}
-            shown = dict(own)
-            by_pipeline: dict[str, dict[str, Any]] = {}
-            for (pipeline, axis), choice in zip(settings, chosen[len(own_names) :], strict=True):
-                by_pipeline.setdefault(pipeline, {})[axis.name] = choice.value
-                if len(axis.choices) > 1:
-                    shown[axis.name if pipeline == task.method else f"{pipeline}.{axis.name}"] = choice.value
-            yield Point(
-                experiment=experiment,
-                method=task.method,
-                model=model.value,
-                dataset=dataset.value,
-                seed=seed.value,
-                own=own,
-                settings=by_pipeline,
-                shown=shown,
-                path=task.path,
-                model_path=model.path,
-                dataset_path=dataset.path,
-            )
 
 
 def _values(point: Point) -> dict[str, Any]:
@@ -141,6 +57,8 @@ def _flat(selection: dict[str, Any]) -> dict[str, Any]:
 
 def _same(one: Any, other: Any) -> bool:
     """Equal as settings: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(one, str) and isinstance(other, str):
+        return one == other
     try:
         return canonical_json(one) == canonical_json(other)
     except (TypeError, ValueError):
@@ -148,23 +66,24 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _exclude(experiment: Experiment, points: list[Point], problems: list[Problem]) -> list[Point]:
+    if not experiment.exclude:
+        return points
     document = experiment.document
+    rows = [(point, _values(point)) for point in points]
+    names = sorted({name for _, values in rows for name in values})
     for choice in experiment.exclude:
         wanted = _flat(choice.value)
-        names = {name for point in points for name in _values(point)} if points else set()
         unknown = [name for name in wanted if name not in names]
         for name in unknown:
             at = (*choice.path, *_written(choice.value, name))
-            problems.append(
-                document.problem(at, f"no run has this parameter{suggest(name, sorted(names))}", at_key=True)
-            )
+            problems.append(document.problem(at, f"no run has this parameter{suggest(name, names)}", at_key=True))
         if unknown:
             continue
-        kept = [point for point in points if not _matches(_values(point), wanted)]
-        if len(kept) == len(points):
+        kept = [(point, values) for point, values in rows if not _matches(values, wanted)]
+        if len(kept) == len(rows):
             problems.append(document.problem(choice.path, "this exclude matches no run"))
-        points = kept
-    return points
+        rows = kept
+    return [point for point, _ in rows]
 
 
 def _matches(values: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -176,90 +95,148 @@ def _written(selection: dict[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _include(experiment: Experiment, points: list[Point], problems: list[Problem]) -> list[Point]:
-    """Keys that a point already has must agree; the others are added. An entry that fits no point is a new point."""
+    """Fitting means: no key of the entry has another value in the matrix, and each can be a parameter of the run."""
+    if not experiment.include:
+        return points
     original = [(point, _values(point)) for point in points]
+    added: list[Point] = []
     for choice in experiment.include:
         wanted = _flat(choice.value)
-        fitting = [
-            point
+        if "pipeline" in wanted and wanted["pipeline"] not in _methods():
+            hint = suggest(str(wanted["pipeline"]), _methods())
+            at = (*choice.path, "pipeline")
+            problems.append(experiment.document.problem(at, f"no method is called {wanted['pipeline']!r}{hint}"))
+            continue
+        agreeing = [
+            (point, [name for name in wanted if name not in values])
             for point, values in original
             if all(name not in values or _same(values[name], value) for name, value in wanted.items())
-            and any(name in values for name in wanted)
         ]
-        if fitting:
-            for point in fitting:
-                known = _values(point)
-                for name, value in wanted.items():
-                    if name not in known:
-                        _add(point, name, value, (*choice.path, *_written(choice.value, name)), problems)
-        else:
-            new = _new_point(experiment, wanted, choice.value, choice.path, problems)
-            points = [*points, new] if new else points
-    return points
+        fitting = [(point, new) for point, new in agreeing if all(_place(point.method, name) for name in new)]
+        if agreeing and not fitting:
+            _refuse_unknown(experiment, choice.value, choice.path, agreeing, problems)
+        elif fitting:
+            new = {name for _, names in fitting for name in names}
+            methods = {point.method for point, _ in fitting}
+            if _check_values(experiment, {name: wanted[name] for name in new}, methods, choice, problems):
+                for point, names in fitting:
+                    for name in names:
+                        _add(point, name, wanted[name], (*choice.path, *_written(choice.value, name)))
+        elif own := _new_point(experiment, wanted, choice, problems):
+            added.append(own)
+    return [*points, *added]
 
 
-def _add(point: Point, name: str, value: Any, path: YamlPath, problems: list[Problem]) -> None:
-    pipeline, _, inner = name.rpartition(".")
-    pipeline = pipeline or point.method
-    known = pipelines()
-    fields = [*known[pipeline].params.model_fields, SEED, REWARD] if pipeline in known else []
-    if inner not in fields:
-        problem = point.experiment.document.problem(path, f"unknown key{suggest(inner, fields)}", at_key=True)
-        if problem not in problems:
-            problems.append(problem)
-        return
+def _methods() -> list[str]:
+    return [BASE, *(name for name, pipeline in pipelines().items() if pipeline.method)]
+
+
+def _place(method: str, name: str) -> tuple[str, str] | None:
+    """The pipeline and parameter that a name of a selection stands for in a run of `method`; None where there is none.
+
+    A bare name is a parameter of the method's own step.
+    """
+    owner, dot, inner = name.rpartition(".")
+    pipeline = pipelines().get(owner if dot else method)
+    if pipeline is None or inner not in parameter_names(pipeline) or not concerns(pipeline.name, method):
+        return None
+    return pipeline.name, inner
+
+
+def _refuse_unknown(
+    experiment: Experiment,
+    written: dict[str, Any],
+    path: YamlPath,
+    agreeing: list[tuple[Point, list[str]]],
+    problems: list[Problem],
+) -> None:
+    """Name the keys that are a parameter of none of the runs that an include agrees with."""
+    known: dict[str, None] = {}
+    methods = {point.method for point, _ in agreeing}
+    for method in sorted(methods):
+        known |= dict.fromkeys(parameter_names(pipelines()[method]) if method in pipelines() else [])
+    for name in dict.fromkeys(name for _, names in agreeing for name in names):
+        if not any(_place(method, name) for method in methods):
+            owner, dot, inner = name.rpartition(".")
+            there = parameter_names(pipelines()[owner]) if owner in pipelines() else list(known)
+            message = "BASE trains nothing and takes no parameters" if methods == {BASE} and not dot else ""
+            at = (*path, *_written(written, name))
+            message = message or f"unknown key{suggest(inner, there)}"
+            problems.append(experiment.document.problem(at, message, at_key=True))
+            return
+    problems.append(experiment.document.problem(path, "no run that this fits takes all of these parameters"))
+
+
+def _check_values(
+    experiment: Experiment, new: dict[str, Any], methods: set[str], choice: Choice, problems: list[Problem]
+) -> bool:
+    """Check the values that an include brings, each by itself, as if they stood in the task."""
+    found: list[Problem] = []
+    for name, value in new.items():
+        at = (*choice.path, *_written(choice.value, name))
+        for method in methods:
+            if place := _place(method, name):
+                found.extend(value_problems(experiment.document, pipelines()[place[0]], place[1], value, at))
+    problems.extend(dict.fromkeys(found))
+    return not found
+
+
+def _add(point: Point, name: str, value: Any, path: YamlPath) -> None:
+    place = _place(point.method, name)
+    assert place is not None
+    pipeline, inner = place
     if pipeline == point.method:
+        name = inner
         point.own = {**point.own, inner: value}
     else:
         point.settings = {**point.settings, pipeline: {**point.settings.get(pipeline, {}), inner: value}}
     point.shown = {**point.shown, name: value}
+    point.places = {**point.places, f"{pipeline}.{inner}": path}
 
 
-def _new_point(
-    experiment: Experiment, wanted: dict[str, Any], written: dict[str, Any], path: YamlPath, problems: list[Problem]
-) -> Point | None:
-    document = experiment.document
-    methods = [BASE, *(name for name, pipeline in pipelines().items() if pipeline.method)]
-    method = wanted.get("pipeline")
-    before = len(problems)
-    if method not in methods:
+def _new_point(experiment: Experiment, wanted: dict[str, Any], choice: Choice, problems: list[Problem]) -> Point | None:
+    """An include that fits no run: a run of its own, with the first value of every axis that it does not name."""
+    document, path = experiment.document, choice.path
+    if "pipeline" not in wanted:
         why = "fits no run of the matrix, so it is a run of its own and must name its `pipeline`"
         problems.append(document.problem(path, why))
         return None
+    method = wanted["pipeline"]
+    before = len(problems)
+    if method != BASE and not method_listed(pipelines()[method], [pipelines()[name] for name in experiment.stages]):
+        message = f"the training of {method} is not listed in `pipelines`"
+        problems.append(document.problem((*path, "pipeline"), message))
     seed = wanted.get(SEED, experiment.seeds[0].value)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        problems.append(document.problem((*path, SEED), f"a seed is a whole number, not {seed!r}"))
-    names: dict[str, str] = {}
+    problems.extend(seed_problems(document, seed, (*path, SEED)))
+    names: dict[str, Choice] = {}
     for key, choices in (("model", experiment.models), ("dataset", experiment.datasets)):
         if key not in wanted and len(choices) != 1:
             problems.append(document.problem(path, f"a run of its own must name its `{key}`: there are {len(choices)}"))
-        names[key] = wanted.get(key, choices[0].value)
-        if not isinstance(names[key], str):
-            problems.append(document.problem((*path, key), f"the name of a {key} is text, not {names[key]!r}"))
-    if len(problems) > before:
-        return None
-    task = Task(str(method), [], path)
+        names[key] = Choice(wanted[key], (*path, key)) if key in wanted else choices[0]
+        if not isinstance(names[key].value, str) or not names[key].value:
+            message = f"the name of a {key} is text, not {names[key].value!r}"
+            problems.append(document.problem((*path, key), message))
+    new = {name: value for name, value in wanted.items() if name not in _OWN}
     settings: dict[str, dict[str, Any]] = {}
-    for pipeline, axis in _setting_axes(experiment, task):
+    for pipeline, axis in setting_axes(experiment, Task(method, [], path)):
         settings.setdefault(pipeline, {})[axis.name] = axis.choices[0].value
     point = Point(
         experiment=experiment,
-        method=str(method),
-        model=names["model"],
-        dataset=names["dataset"],
+        method=method,
+        model=names["model"].value,
+        dataset=names["dataset"].value,
         seed=seed,
         own={},
         settings=settings,
         shown={},
         path=path,
-        model_path=(*path, "model") if "model" in wanted else experiment.models[0].path,
-        dataset_path=(*path, "dataset") if "dataset" in wanted else experiment.datasets[0].path,
+        model_path=names["model"].path,
+        dataset_path=names["dataset"].path,
     )
-    for name, value in wanted.items():
-        if name not in _OWN:
-            if method == BASE and "." not in name:
-                at = (*path, *_written(written, name))
-                problems.append(document.problem(at, "BASE trains nothing and takes no parameters", at_key=True))
-            else:
-                _add(point, name, value, (*path, *_written(written, name)), problems)
+    unknown = [name for name in new if not _place(method, name)]
+    if unknown:
+        _refuse_unknown(experiment, choice.value, path, [(point, unknown)], problems)
+    elif _check_values(experiment, new, {method}, choice, problems):
+        for name, value in new.items():
+            _add(point, name, value, (*path, *_written(choice.value, name)))
     return point if len(problems) == before else None

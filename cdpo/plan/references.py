@@ -66,7 +66,7 @@ class References:
         if (kind, name) not in self._cache:
             entry = table.get(name)
             if entry is None:
-                if looks_local(name) or (self.beside / name).is_dir() or Path(name).is_dir():
+                if looks_local(name) or self._exists(name):
                     entry = ModelEntry(path=name)
                 elif HUB_ID.match(name):
                     entry = ModelEntry(id=name)
@@ -92,6 +92,9 @@ class References:
         content = {str(path.relative_to(folder[0])): self.hash_file(path) for path in inside}
         return {"folder": str(folder[0]), "sha256": digest(content)}
 
+    def _exists(self, name: str) -> bool:
+        return (self.beside / name).is_dir() or Path(name).is_dir()
+
     def _find(self, text: str) -> list[Path]:
         try:
             return find(text, self.beside)
@@ -103,7 +106,7 @@ class References:
         if ("dataset", name) not in self._cache:
             if name in self.tables.datasets:
                 entry, params = self.tables.datasets[name]
-            elif looks_local(name) or name.endswith(DATA_SUFFIXES):
+            elif looks_local(name) or name.endswith(DATA_SUFFIXES) or self._exists(name):
                 entry, params = DatasetEntry(path=name), {"rule": "preference"}
             elif HUB_ID.match(name):
                 entry, params = DatasetEntry(id=name), {"rule": "preference"}
@@ -147,8 +150,8 @@ class References:
             return {"plugin": f"{path}:{function}", "sha256": digest([self.hash_file(path), function])}
         try:
             spec = importlib.util.find_spec(source)
-        except (ImportError, ValueError):
-            spec = None
+        except Exception as error:  # finding a.b runs a, which is a user's own code
+            raise UnknownReference(f"the module {source} cannot be found: {error}") from None
         if spec is None or not spec.origin:
             raise UnknownReference(f"there is no module {source}")
         return {"plugin": reference, "sha256": digest([self.hash_file(Path(spec.origin)), function])}

@@ -8,21 +8,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cdpo.config.experiment import PLUGIN, REWARD, SEED
+from cdpo.config.experiment import Axis
 from cdpo.config.paths import names_function
 from cdpo.config.problems import Problem, YamlPath
-from cdpo.config.tables import ModelEntry, RewardEntry, pydantic_problems
+from cdpo.config.tables import TABLED, ModelEntry, RewardEntry
+from cdpo.config.validation import PLUGIN, pydantic_problems
+from cdpo.config.values import REWARD, SEED
 from cdpo.pipeline import Pipeline, pipelines
 from cdpo.plan.graph import Input, PlannedStep
 from cdpo.plan.identity import input_identity, step_key
-from cdpo.plan.matrix import Point
 from cdpo.plan.names import join_name, parameter_parts, safe
 from cdpo.plan.parameters import ParameterResolver
+from cdpo.plan.points import Point
 from cdpo.plan.references import References, UnknownReference
 
 PREP = "PREP"
-#: parameters that `configs/pipelines/optim.yaml` may give
-TABLED = ("learning_rate", "num_train_epochs")
 
 
 @dataclass
@@ -146,15 +146,18 @@ class RunPlanner:
     def _trained_reward(self, written: dict[str, Any], at: YamlPath) -> Model:
         """`{step: RM, model: M, seed: 0}`: the steps of that reward model, shared by all who name it."""
         point = self.point
-        seeds = [choice.value for choice in point.experiment.seeds]
+        settings = point.settings
+        if SEED in written:  # said by whoever names the model, over what the trainer's own mapping pins
+            own = {name: value for name, value in settings.get(written["step"], {}).items() if name != SEED}
+            settings = {**settings, written["step"]: own}
         trained = Point(
             experiment=point.experiment,
             method=written["step"],
             model=written.get("model", point.model),
             dataset=written.get("dataset", point.dataset),
-            seed=written.get(SEED, seeds[0]),
+            seed=written.get(SEED, point.experiment.seeds[0].value),
             own={},
-            settings=point.settings,
+            settings=settings,
             shown={},
             path=at,
             model_path=(*at, "model") if "model" in written else point.model_path,
@@ -187,7 +190,9 @@ class RunPlanner:
                     continue
                 inputs.update(model.inputs(role))
                 if isinstance(model.entry, RewardEntry):
-                    fixed.update(reverse=model.entry.reverse, template=model.entry.template)
+                    fixed["reverse"] = model.entry.reverse
+                    if not {"base", "policy"} & set(pipeline.takes.values()):  # else the template is the policy's
+                        fixed["template"] = model.entry.template
                 self._mark(pipeline, model)
             elif resource in self.models:
                 inputs.update(self.models[resource].inputs(role))
@@ -301,16 +306,22 @@ class RunPlanner:
         raise StageError([self.document.problem(path, message)])
 
     def _place_of(self, pipeline: Pipeline, name: str) -> YamlPath:
-        """Where a parameter of `pipeline` stands, or would."""
-        for base in (self.point.path, (*self.point.experiment.path, pipeline.name)):
-            if (*base, name) in self.document.values and (
-                base != self.point.path or pipeline.name == self.point.method
-            ):
-                return (*base, name)
-        if pipeline.name == self.point.method:
-            return self.point.path
-        base = (*self.point.experiment.path, pipeline.name)
-        return base if base in self.document.values else (*self.point.experiment.path, "pipelines")
+        """Where the value stands that this run has for a parameter of `pipeline`, or where it would."""
+        point, values = self.point, self.document.values
+        if f"{pipeline.name}.{name}" in point.places:
+            return point.places[f"{pipeline.name}.{name}"]
+        task: list[Axis] = next((task.axes for task in point.experiment.tasks if task.path == point.path), [])
+        own = task if pipeline.name == point.method else []
+        for axis in (*own, *point.experiment.settings.get(pipeline.name, [])):
+            if axis.name == name:
+                value = self._written(pipeline).get(name)
+                return next((choice.path for choice in axis.choices if choice.value == value), axis.choices[0].path)
+        if pipeline.name == point.method:
+            return point.path
+        if pipeline.name == PREP:
+            return point.dataset_path
+        base = (*point.experiment.path, pipeline.name)
+        return base if base in values else (*point.experiment.path, "pipelines")
 
     def _parameter_problems(self, error: ValidationError, pipeline: Pipeline, written: dict[str, Any]) -> list[Problem]:
         """Pydantic's errors at the key that was written, or at the mapping where several keys do not fit together."""
