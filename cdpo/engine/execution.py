@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdpo.engine import launch, supervisors
-from cdpo.engine.display import Display, Silent
+from cdpo.engine.display import Display
 from cdpo.engine.eta import Estimate
 from cdpo.engine.outcome import Outcome
 from cdpo.engine.process import STOPPED, is_alive, signal_group
+from cdpo.engine.reporter import Reporter
 from cdpo.engine.running import Adopted, Running
 from cdpo.engine.selection import Selection
 from cdpo.engine.signals import Signals
@@ -42,7 +43,9 @@ class Execution:
         fail_fast: bool,
     ) -> None:
         self.store, self.plan, self.selection, self.devices = store, plan, selection, devices
-        self.slots, self.display, self.modules, self.fail_fast = slots, display, modules, fail_fast
+        self.slots, self.modules, self.fail_fast = slots, modules, fail_fast
+        self.estimate = Estimate(slots.total)
+        self.reporter = Reporter(store, plan, display, self.estimate)
         self.outcome = Outcome(cached=list(selection.cached))
         self.paths: dict[str, Path] = dict(selection.cached)
         self.running: dict[str, Running] = {}
@@ -60,7 +63,6 @@ class Execution:
                 self.children[parent].append(key)
         self.sorter: TopologicalSorter[str] = TopologicalSorter(parents)
         self.sorter.prepare()
-        self.estimate = Estimate(slots.total)
         self.signals = Signals()
         self.signalled = 0
         self.deadline = float("inf")
@@ -84,8 +86,8 @@ class Execution:
                 self._reap()
                 self._follow()
                 self._listen()
-                self.display.tick()
-        self._emit(
+                self.reporter.display.tick()
+        self.reporter.emit(
             "finished",
             done=len(self.outcome.done),
             cached=len(self.outcome.cached),
@@ -105,7 +107,7 @@ class Execution:
             self.estimate.timed(pipeline, self.store.past_seconds(pipeline))
         for key in chosen.todo:
             self.estimate.waits(self.plan.steps[key].pipeline)
-        self._emit(
+        self.reporter.emit(
             "plan",
             total=len(chosen.todo) + len(chosen.cached),
             cached=len(chosen.cached),
@@ -114,9 +116,9 @@ class Execution:
             eta=self.estimate.left(),
         )
         for key, wrong in chosen.damaged.items():
-            self._emit("note", key, text=f"damaged, so it is made again: {wrong}")
+            self.reporter.emit("note", key, text=f"damaged, so it is made again: {wrong}")
         for key in chosen.evicted:
-            self._emit("note", key, text="its weights were evicted and a step needs them, so it is made again")
+            self.reporter.emit("note", key, text="its weights were evicted and a step needs them, so it is made again")
         here = set(self.store.working())
         for key in here & chosen.cached.keys():
             self._sweep(key)
@@ -162,11 +164,17 @@ class Execution:
             device = self.devices.device(step.pipeline, place.card)
             inputs = launch.local_inputs(step, self.store.work(key), self.paths)
             module = self.modules.get(step.pipeline)
-            started = launch.start(self.store, step, inputs, module, device, place, lock)
-            self.running[key] = started
             self._begun(key)
+            try:
+                started = launch.start(self.store, step, inputs, module, device, place, lock)
+            except OSError as error:
+                self.slots.give(place)
+                self.store.unlock(key, lock)
+                self._failed(key, {"reason": f"its worker cannot be started: {error}"})
+                continue
+            self.running[key] = started
             facts = {"attempt": started.attempt, "pid": started.worker.pid, "log": str(started.log)}
-            self._emit("step_started", key, slot=place.slot, place=place.label, **facts)
+            self.reporter.emit("step_started", key, slot=place.slot, place=place.label, **facts)
 
     def _usable(self, key: str) -> Path | None:
         """The finished step, where another execute made it meanwhile. A damaged or evicted one is moved aside.
@@ -180,7 +188,7 @@ class Execution:
         wrong = self.store.intact(path)
         if wrong is not None:
             aside = self.store.move_aside(path, "damaged")
-            self._emit("note", key, text=f"the damaged step was moved to {aside}")
+            self.reporter.emit("note", key, text=f"the damaged step was moved to {aside}")
             return None
         # an evicted one stays in its place until its successor is published
         needed = key in self.selection.evicted
@@ -203,7 +211,7 @@ class Execution:
     def _announce(self, key: str, found: Adopted) -> None:
         if found.worker is not None and not found.announced:
             found.announced = True
-            self._emit("step_adopted", key, slot=None, place=found.place, pid=found.worker["pid"])
+            self.reporter.emit("step_adopted", key, slot=None, place=found.place, pid=found.worker["pid"])
 
     # watching
 
@@ -212,7 +220,7 @@ class Execution:
             code = each.worker.poll()
             if code is None:
                 continue
-            self._listen_to(key, each)
+            self.reporter.listen(key, each)
             del self.running[key]
             self.slots.give(each.place)
             step = self.plan.steps[key]
@@ -235,7 +243,7 @@ class Execution:
             lock = self.store.lock(key)
             if lock is None:
                 continue
-            self._listen_to(key, each)
+            self.reporter.listen(key, each)
             del self.adopted[key]
             path = self._usable(key)
             if path is not None:
@@ -253,7 +261,7 @@ class Execution:
             else:
                 if each.worker is not None:
                     self.retried.add(key)
-                    self._emit(
+                    self.reporter.emit(
                         "note", key, text=f"process {each.worker['pid']} ended without publishing; started again"
                     )
                 self.estimate.ended(key)
@@ -262,23 +270,9 @@ class Execution:
 
     def _listen(self) -> None:
         for key, mine in list(self.running.items()):
-            self._listen_to(key, mine)
+            self.reporter.listen(key, mine)
         for key, other in list(self.adopted.items()):
-            self._listen_to(key, other)
-
-    def _listen_to(self, key: str, each: Running | Adopted) -> None:
-        latest = None
-        for event in each.events.new():
-            if event["event"] == "progress":
-                latest = event
-            elif event["event"] == "note":
-                self._emit("note", key, text=event["text"])
-        if latest is not None:
-            self.estimate.progressed(key, latest["done"] / max(1, latest["total"]))
-            fixed = ("time", "event", "done", "total", "unit")
-            values = {name: value for name, value in latest.items() if name not in fixed}
-            shown = {name: latest[name] for name in ("done", "total", "unit")}
-            self._emit("step_progress", key, **shown, values=values, eta=self.estimate.left())
+            self.reporter.listen(key, other)
 
     # ends of steps
 
@@ -287,7 +281,7 @@ class Execution:
         self.paths[key] = path
         self.outcome.done.append(key)
         self.estimate.ended(key, seconds)
-        self._emit(
+        self.reporter.emit(
             "step_done",
             key,
             seconds=seconds,
@@ -302,7 +296,7 @@ class Execution:
     def _failed(self, key: str, record: dict[str, Any], log: Path | None = None) -> None:
         self.outcome.failed[key] = record["reason"]
         self.estimate.ended(key)
-        self._emit(
+        self.reporter.emit(
             "step_failed",
             key,
             reason=record["reason"],
@@ -316,7 +310,7 @@ class Execution:
             if child not in self.outcome.blocked:
                 self.outcome.blocked[child] = label
                 self.estimate.waits(self.plan.steps[child].pipeline, -1)
-                self._emit("step_blocked", child, by=label)
+                self.reporter.emit("step_blocked", child, by=label)
                 below.extend(self.children[child])
         if self.fail_fast:
             self.closed = True
@@ -334,7 +328,7 @@ class Execution:
             text = "stopping: no new steps; workers are told to stop; once more to kill them"
         else:
             text = "killing the workers"
-        self._emit("note", text=text)
+        self.reporter.emit("note", text=text)
         number = signal.SIGTERM if first else signal.SIGKILL
         for each in self.running.values():
             signal_group(each.worker.pid, number)
@@ -350,19 +344,4 @@ class Execution:
             text = (
                 f"process {who.get('pid')} was told to stop and has not yet; if it goes on, the next execute adopts it"
             )
-            self._emit("note", key, text=text)
-
-    def _emit(self, event: str, key: str | None = None, **fields: Any) -> None:
-        whole: dict[str, Any] = {"event": event, "time": round(time.time(), 3)}
-        if key is not None:
-            step = self.plan.steps[key]
-            whole |= {"key": key, "pipeline": step.pipeline, "name": step.name}
-        whole |= fields
-        try:
-            self.display.show(whole)
-        except BrokenPipeError:
-            # nobody looks any more (`cdpo execute | head`); the work goes on
-            self.display = Silent()
-        # workers write their own `step_done`, whoever watches; progress stays beside the step
-        if event not in ("step_progress", "step_done"):
-            self.store.append_event(whole)
+            self.reporter.emit("note", key, text=text)

@@ -12,6 +12,9 @@ from cdpo.store.names import short
 if TYPE_CHECKING:
     from cdpo.plan.graph import Plan
 
+#: what an input must have, one of these, to be read here
+LOCAL = frozenset(("step", "files", "folder", "plugin", "built"))
+
 
 @dataclass
 class Selection:
@@ -69,5 +72,8 @@ def _runnable(plan: "Plan", todo: list[str]) -> None:
         reason = step.unavailable or step.unresolved
         if reason:
             problems.append(f"{step.label}: cannot be run: {reason}")
+        for role, planned in step.inputs.items():
+            if not LOCAL & planned.keys():
+                problems.append(f"{step.label}: its {role} is not on this machine ({planned}); run `cdpo prep` first")
     if problems:
         raise UsageError("\n".join(problems))

@@ -93,7 +93,7 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
         "finished": round(finished, 3),
         "seconds": round(finished - started, 3),
         "attempt": launch.get("attempt", 1),
-        "source": provenance.source_digest(),
+        "code": provenance.source_digest(),
         "versions": provenance.versions(),
         "host": provenance.host(),
         "device": {**described["device"], "gpus": launch.get("gpus", [])},

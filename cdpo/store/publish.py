@@ -90,6 +90,7 @@ def install(store: "Store", folder: Path) -> Path:
             store.move_aside(there, "evicted")
         os.rename(folder, place)
         fsync_path(room)
+        fsync_path(store.steps)
         return place
     finally:
         locks.release(lock)

@@ -1,4 +1,4 @@
-"""Finished steps of another store become finished steps of this one."""
+"""Finished steps of another store become finished steps of this one, and so do the runs that they make up."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from cdpo.errors import UsageError
 from cdpo.files import file_sha256, fsync_path
 from cdpo.store import publish
+from cdpo.store.names import short
 from cdpo.store.store import Store
 
 
@@ -17,6 +18,8 @@ class Imported:
     added: list[Path] = field(default_factory=list)
     #: steps that were here already
     present: int = 0
+    #: runs (tag, name) that are new here
+    runs: list[tuple[str, str]] = field(default_factory=list)
     #: folder there -> why it was not taken
     refused: dict[Path, str] = field(default_factory=dict)
 
@@ -25,7 +28,8 @@ def import_from(store: Store, other: Store) -> Imported:
     """Copy every finished step of `other` that `store` does not have, checking each copy against its manifest.
 
     Each appears whole or not at all, and a second call goes on where the first was stopped. Evicted and damaged steps
-    are refused. Raises UsageError where `other` is no store.
+    are refused. Runs whose steps are all finished here then are added too, but none replaces a run of the same name.
+    Raises UsageError where `other` is no store.
     """
     if not other.steps.is_dir():
         raise UsageError(f"{other.root}: no cdpo store here (a store has a folder `steps`)")
@@ -47,6 +51,12 @@ def import_from(store: Store, other: Store) -> Imported:
                 shutil.rmtree(copy, ignore_errors=True)
         if wrong is not None:
             done.refused[source] = wrong
+    mine = store.finished()
+    for ref in other.read_refs():
+        whole = all(short(key) in mine for key in ref["steps"])
+        if whole and not store.ref_path(ref["tag"], ref["name"]).exists():
+            store.write_ref(ref["tag"], ref["name"], ref)
+            done.runs.append((ref["tag"], ref["name"]))
     return done
 
 

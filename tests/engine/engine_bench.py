@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from cdpo.files import read_json_lines
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.store import Store
 
@@ -66,6 +67,10 @@ class Bench:
         if not self.diary.exists():
             return Counter()
         return Counter(tuple(line.split()[:2]) for line in self.diary.read_text().splitlines())
+
+    def happened(self, kind, times=1, seconds=20):
+        """Whether the store's history came to hold so many events of a kind."""
+        return wait_for(lambda: len(of_kind(list(read_json_lines(self.store.events)), kind)) >= times, seconds)
 
     def workers(self):
         """Pids of live processes that work below this store."""

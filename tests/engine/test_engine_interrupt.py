@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 from engine_bench import of_kind, wait_for
 
@@ -55,7 +54,7 @@ def test_the_second_ctrl_c_kills_a_worker_that_will_not_stop(bench):
     process = bench.execute()
     assert begun(bench)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    assert bench.happened("note")
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     code, _ = bench.finish(process)
@@ -74,8 +73,7 @@ def test_a_worker_outlives_its_execution_and_is_adopted(bench):
     assert states(bench, plan)["a"] == "adopted"
     (worker,) = bench.workers()
     second = bench.execute()
-    time.sleep(0.5)
-    assert second.poll() is None
+    assert bench.happened("step_adopted")
     gate.touch()
     code, events = bench.finish(second)
     assert code == 0
@@ -106,7 +104,7 @@ def test_an_adopted_worker_that_dies_is_run_again_once(bench):
     process.kill()
     process.wait()
     second = bench.execute()
-    time.sleep(0.4)
+    assert bench.happened("step_adopted")
     gate.touch()
     # a touched gate and a kill race; both ends are right as long as the step is finished once
     for pid in bench.workers():
@@ -130,7 +128,7 @@ def test_a_step_that_fails_under_another_execution_is_not_tried_again(bench):
     first = bench.execute()
     assert begun(bench)
     second = bench.execute()
-    time.sleep(0.4)
+    assert bench.happened("step_adopted")
     gate.touch()
     assert bench.finish(first)[0] == 1
     code, events = bench.finish(second)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,7 @@ def test_kill_9_of_worker_rank_and_supervisor_of_a_two_process_step(bench):
     process.kill()
     process.wait()
     second = bench.execute(devices=TWO)
-    time.sleep(1)
+    assert bench.happened("step_adopted")
     gate.touch()
     code, events = bench.finish(second)
     assert code == 0
@@ -86,6 +85,16 @@ def test_a_launcher_that_starts_fewer_processes_is_found_out(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(StepError, match="asks for 2 processes and the launcher started 1"):
         rank.check(Device(processes=2, distributed_type="MULTI_CPU"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_ranks(bench):
+    bench.plan({"a": []}, a={"gate": str(bench.folder / "gate")})
+    process = bench.execute(devices=TWO)
+    assert wait_for(lambda: bench.told()["begin", "a"] == 2, 60)
+    process.send_signal(signal.SIGINT)
+    assert bench.finish(process)[0] == 130
+    assert bench.none_left(3)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def test_runs_in_order_and_publishes_whole_steps(bench):
     assert manifest["summary"] == {"length": 2, "visible": ""}
     assert set(manifest["outputs"]) == {"value.txt", "model.safetensors"}
     assert manifest["versions"]["torch"]
-    assert len(manifest["source"]) == 64
+    assert len(manifest["code"]) == 64
     assert not list((bench.store.root / "work").iterdir())
     assert [path.name for path in bench.store.locks.iterdir()] == ["publish.lock"]
 
@@ -174,6 +174,30 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(bench):
     with pytest.raises(UsageError, match="SAIL comes later"):
         engine.run(plan)
     assert not bench.diary.exists()
+
+
+def test_an_input_that_is_not_here_is_refused_before_anything_starts(bench):
+    from cdpo.config.devices import Devices
+    from cdpo.engine.local import LocalEngine
+
+    plan = make_plan(DIAMOND, bench.diary)
+    last = next(step for step in plan.steps.values() if step.name == "d")
+    last.inputs["model"] = {"hub": "some/model", "kind": "model", "revision": None}
+    with pytest.raises(UsageError, match="its model is not on this machine"):
+        LocalEngine(bench.store, Devices(gpus=[]), modules={}).run(plan)
+    assert not bench.diary.exists()
+
+
+def test_a_step_that_cannot_be_started_fails_and_the_others_go_on(bench):
+    plan = bench.plan({"a": [], "b": []})
+    keys = {step.name: key for key, step in plan.steps.items()}
+    bench.store.work(keys["a"]).parent.mkdir(parents=True)
+    bench.store.work(keys["a"]).write_text("a file where a folder should be")
+    code, events = bench.run()
+    assert code == 1
+    assert "cannot be started" in of_kind(events, "step_failed")[0]["reason"]
+    assert states(bench, plan)["b"] == "done"
+    assert not bench.store.is_locked(keys["a"])
 
 
 def test_a_store_that_is_copied_elsewhere_works(bench, tmp_path):

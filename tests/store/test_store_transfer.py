@@ -28,6 +28,17 @@ def test_finished_steps_are_added_once(tmp_path):
     assert not list((here.root / "work").glob(".*"))
 
 
+def test_runs_come_along_where_all_their_steps_do(tmp_path):
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    finish(there)
+    there.write_ref("tag", "whole", {"steps": [KEY], "seed": 1})
+    there.write_ref("tag", "part", {"steps": [KEY, OTHER]})
+    here.write_ref("tag", "mine", {"steps": []})
+    assert import_from(here, there).runs == [("tag", "whole")]
+    assert [ref["name"] for ref in here.read_refs()] == ["mine", "whole"]
+    assert import_from(here, there).runs == []
+
+
 def test_damaged_and_evicted_steps_are_refused(tmp_path):
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
     swapped = finish(there)

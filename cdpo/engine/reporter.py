@@ -1,0 +1,50 @@
+"""Says what happens: to the display, and to the store's history."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from cdpo.engine.display import Display, Silent
+from cdpo.engine.eta import Estimate
+from cdpo.engine.running import Adopted, Running
+from cdpo.store import Store
+
+if TYPE_CHECKING:
+    from cdpo.plan.graph import Plan
+
+#: fields of a progress event that are no values to be shown
+FIXED = ("time", "event", "done", "total", "unit")
+
+
+class Reporter:
+    def __init__(self, store: Store, plan: "Plan", display: Display, estimate: Estimate) -> None:
+        self.store, self.plan, self.display, self.estimate = store, plan, display, estimate
+
+    def emit(self, event: str, key: str | None = None, **fields: Any) -> None:
+        """One event, about the step `key` where there is one; see cdpo/engine/display.py for the kinds."""
+        whole: dict[str, Any] = {"event": event, "time": round(time.time(), 3)}
+        if key is not None:
+            step = self.plan.steps[key]
+            whole |= {"key": key, "pipeline": step.pipeline, "name": step.name}
+        whole |= fields
+        try:
+            self.display.show(whole)
+        except BrokenPipeError:
+            # nobody looks any more (`cdpo execute | head`); the work goes on
+            self.display = Silent()
+        # workers write their own `step_done`, whoever watches; progress stays beside the step
+        if event not in ("step_progress", "step_done"):
+            self.store.append_event(whole)
+
+    def listen(self, key: str, each: Running | Adopted) -> None:
+        """Pass on what a worker said since the last time: its notes, and the latest of its progress."""
+        latest = None
+        for event in each.events.new():
+            if event["event"] == "progress":
+                latest = event
+            elif event["event"] == "note":
+                self.emit("note", key, text=event["text"])
+        if latest is not None:
+            self.estimate.progressed(key, latest["done"] / max(1, latest["total"]))
+            values = {name: value for name, value in latest.items() if name not in FIXED}
+            shown = {name: latest[name] for name in ("done", "total", "unit")}
+            self.emit("step_progress", key, **shown, values=values, eta=self.estimate.left())
