@@ -43,7 +43,7 @@ def make_trainer(
 
 
 def _start_anew(step: Step) -> None:
-    """Training begins at its first step whenever it is begun: what a killed attempt left would be taken for this one's."""
+    """Training always begins at its first step: what a killed attempt left would be taken for this one's."""
     if step.rank == 0:
         (step.work / "metrics.jsonl").unlink(missing_ok=True)
         shutil.rmtree(step.checkpoints, ignore_errors=True)
