@@ -9,8 +9,11 @@ written down: of each topic's 12 words 3 are fine, 4 good and 5 plain. What can 
 to count, to keep the order, to obey. What only preferences tell: the taste.
 
 Offline responses come from three kinds of writers, of whom none knows the taste well and all make mistakes (wrong
-topic, repetition, the forbidden word, a wrong count). Fine words are rare, and an answer made of fine words alone is
-practically absent: the best answers can be reached only by putting together what no single offline response shows.
+topic, repetition, the forbidden word, a wrong count, going on after the last word). Fine words are rare, and an answer
+made of fine words alone is practically absent: the best answers can be reached only by putting together what no single
+offline response shows. Mean gold on the 2,000 training prompts of seed 42: the best answers .97, chosen responses .41,
+rejected ones .17, random words -.42; three of the 4,000 offline responses reach nine tenths of the best.
+
 Of each pair the chosen one is drawn from the Bradley-Terry model (Bradley and Terry 1952) on gold:
 P(first chosen) = sigmoid((gold(first) - gold(second)) / LABEL_TEMPERATURE).
 """

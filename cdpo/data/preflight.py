@@ -14,14 +14,12 @@ CONTROL_TOKEN = "spells a special token"
 
 @dataclass
 class LengthReport:
-    """How the rows of a dataset fit a model."""
+    """How the rows of a split fit a model."""
 
     max_length: int
     rows: int = 0
     #: unusable rows by cause
     dropped: Counter[str] = field(default_factory=Counter)
-    #: rows longer than max_length, by split
-    too_long: Counter[str] = field(default_factory=Counter)
     #: tokens of the longest prompt and response together, usable or not
     longest: int = 0
 
@@ -35,19 +33,9 @@ class LengthReport:
             "max_length": self.max_length,
             "rows": self.rows,
             "dropped": dict(sorted(self.dropped.items())),
-            "too_long": dict(sorted(self.too_long.items())),
             "longest": self.longest,
             "share": round(self.share, 6),
         }
-
-
-def check_lengths(splits: Mapping[str, Sequence[Mapping[str, Any]]], tokenizer: Any, max_length: int) -> LengthReport:
-    """Tokenise every row of every split and count those that do not fit; refuses nothing."""
-    report = LengthReport(max_length)
-    for split, rows in splits.items():
-        for row in rows:
-            _encoded(row, tokenizer, report, split)
-    return report
 
 
 def usable_rows(
@@ -64,7 +52,7 @@ def usable_rows(
     `max_dropped` is unusable, and when nothing is left.
     """
     report = LengthReport(max_length)
-    kept = [encoded for row in rows if (encoded := _encoded(row, tokenizer, report, split)) is not None]
+    kept = [encoded for row in rows if (encoded := _encoded(row, tokenizer, report)) is not None]
     if not kept or report.share > max_dropped:
         causes = ", ".join(f"{count} {cause}" for cause, count in sorted(report.dropped.items())) or "there are none"
         raise StepError(
@@ -76,7 +64,7 @@ def usable_rows(
     return kept, report
 
 
-def _encoded(row: Mapping[str, Any], tokenizer: Any, report: LengthReport, split: str) -> dict[str, Any] | None:
+def _encoded(row: Mapping[str, Any], tokenizer: Any, report: LengthReport) -> dict[str, Any] | None:
     report.rows += 1
     try:
         prompt_ids, chosen_ids = encode(tokenizer, row["prompt"], row["chosen"])
@@ -88,7 +76,6 @@ def _encoded(row: Mapping[str, Any], tokenizer: Any, report: LengthReport, split
     report.longest = max(report.longest, length)
     if length > report.max_length:
         report.dropped[TOO_LONG] += 1
-        report.too_long[split] += 1
         return None
     return {
         "prompt_id": row["prompt_id"],

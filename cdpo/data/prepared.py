@@ -77,7 +77,7 @@ def _extra(values: list[Any]) -> Any:
         return pa.array(values, pa.bool_())
     if kinds == {int} and all(value in _INT64 for value in given):
         return pa.array(values, pa.int64())
-    if kinds <= {int, float}:
+    if float in kinds and kinds <= {int, float}:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
     if kinds == {str}:
         return pa.array(values, pa.string())
