@@ -245,3 +245,16 @@ def test_a_worker_can_be_started_by_hand(bench):
     write_json(work / "step.json", described)
     assert subprocess.run([sys.executable, "-m", "cdpo.engine.worker", str(work)], check=False).returncode == 0
     assert states(bench, plan) == {"a": "done"}
+
+
+def test_inputs_that_cdpo_makes_itself_are_made_in_the_work_folder(bench):
+    plan = bench.plan({"a": []})
+    (step,) = plan.steps.values()
+    step.inputs["model"] = {"built": {"kind": "tiny", "seed": 0}}
+    step.params["list"] = "model"
+    write_json(bench.folder / "plan.json", plan.to_json())
+    code, events = bench.run()
+    assert code == 0, of_kind(events, "step_failed")
+    manifest = read_json(bench.store.find(step.key) / "manifest.json")
+    assert manifest["inputs"] == step.inputs
+    assert "config.json" in manifest["summary"]["listed"]

@@ -46,4 +46,6 @@ def run(step):
         step.log_metrics(1, {"loss": 0.5})
     step.progress(4, 4)
     tell(step, "end")
-    return {"length": len(read), "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    return {"length": len(read), "visible": os.environ.get("CUDA_VISIBLE_DEVICES")} | (
+        {"listed": sorted(os.listdir(step.input(params["list"])))} if "list" in params else {}
+    )
