@@ -241,7 +241,8 @@ def _entries(
         problems.append(document.problem(path, f"should be a mapping from names to entries, not {show(value)}"))
         return
     for name, entry in value.items():
-        problems.extend(_environment_problems(entry, document, (*path, name)))
+        if not (isinstance(entry, str) and "path" in _as_origin(entry)):
+            problems.extend(_environment_problems(entry, document, (*path, name)))
         yield name, entry, (*path, name)
 
 
@@ -254,7 +255,7 @@ def _environment_problems(value: Any, document: Document, path: YamlPath) -> Ite
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _environment_problems(item, document, (*path, index))
-    elif isinstance(value, str) and ENVIRONMENT.search(value) and "path" not in _as_origin(value):
+    elif isinstance(value, str) and ENVIRONMENT.search(value):
         yield document.problem(path, "an environment variable may not decide what is hashed; write the value itself")
 
 
