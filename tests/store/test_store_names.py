@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdpo.store import Store
@@ -49,6 +49,7 @@ def test_plain_names_are_kept():
         assert safe_name(name) == name
 
 
+@settings(deadline=None, max_examples=40)  # every ref is flushed to disk
 @given(st.lists(st.tuples(NAMES, NAMES), max_size=6, unique=True), st.data())
 def test_refs_are_read_back_as_they_were_written(tmp_path_factory, runs, data):
     store = Store(tmp_path_factory.mktemp("refs"))
