@@ -93,4 +93,4 @@ def import_store(project: Project, other: str) -> None:
     found = import_from(project.store, Store(Path(other)))
     for folder, why in found.refused.items():
         click.echo(f"not taken: {folder} ({why})")
-    click.echo(f"added {len(found.added)} steps; {found.present} were here already")
+    click.echo(f"added {len(found.added)} steps and {len(found.runs)} runs; {found.present} steps were here already")

@@ -43,7 +43,7 @@ def states(plan: Plan, finished: Mapping[str, Path], code: Callable[[], str] | N
 
 
 def _cached_why(folder: Path, today: str | None) -> str:
-    if (folder / "evicted").exists() or (folder / "evicted.json").exists():
+    if (folder / "evicted").exists():
         return "weights evicted; remade if a step needs them"
     if today is None:
         return ""
