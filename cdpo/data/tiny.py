@@ -55,7 +55,7 @@ def build_tiny_for_text(
 ) -> None:
     """Write a tiny model whose tokenizer is a byte-level BPE of `vocab_size` tokens (over 263) learned from `texts`.
 
-    Decoding gives back every text. `sizes` are those of SIZES, with a context of 512 by default.
+    Decoding gives back every text. `sizes` are those of SIZES, with a context of 1,024 by default.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -69,7 +69,7 @@ def build_tiny_for_text(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    all_sizes = {**SIZES, "max_position_embeddings": 512, **sizes}
+    all_sizes = {**SIZES, "max_position_embeddings": 1024, **sizes}
     _write(tokenizer, _TEMPLATE.replace("SEP", ""), all_sizes, seed, folder)
 
 

@@ -128,7 +128,8 @@ def _text(tokenizer: Any, messages: Sequence[Message], opened: bool) -> str:
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    # verbose: it would warn of rows longer than the model's context, which are counted and named elsewhere
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def _specials(tokenizer: Any, ids: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ from cdpo.pipelines import prep
 from cdpo.data.preflight import usable_rows
 from cdpo.data.prepared import SPLITS, read_split
 from cdpo.data.tiny import build_tiny_for_text
+from cdpo.errors import StepError
 from cdpo.files import read_json
 from cdpo.step import Device, Step
 
@@ -60,13 +61,15 @@ def only_said(dialogue: str) -> str:
     return "".join(re.sub(r"\n\n(Human|Assistant):", "", dialogue).split())
 
 
-def test_a_tokenizer_of_its_words_takes_every_row(out: Path, tmp_path: Path) -> None:
+def test_a_tiny_model_of_its_words_takes_nearly_every_row(out: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     rows = read_split(out, "train")
     texts = [each["content"] for row in rows for each in [*row["prompt"], *row["chosen"], *row["rejected"]]]
     build_tiny_for_text(texts, tmp_path / "model", vocab_size=2048)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
-    kept, report = usable_rows(rows, tokenizer, 512, 0.2)
-    assert len(kept) > 0.8 * len(rows)
-    assert report.summary()["dropped"].keys() <= {"longer than max_length"}
+    kept, report = usable_rows(rows, tokenizer, 1024, 0.05)
+    assert len(kept) > 0.99 * len(rows)
+    assert report.dropped.keys() <= {"longer than max_length"}
+    with pytest.raises(StepError, match="raise max_dropped"):
+        usable_rows(rows, tokenizer, 256, 0.05)
