@@ -52,23 +52,23 @@ def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
     frozen = read_plan(project.store.root, project.tasks)
     known = frozen[1].get("lengths", {}) if frozen else {}
     found: dict[str, Any] = {}
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     for step in plan.steps.values():
         if "max_length" not in step.params or "data" not in step.inputs or step.unavailable:
             continue
         root = _root_model(plan, step)
         identity = str([step.inputs["data"]["step"], input_identity(root), *_limits(step)])
-        if identity in found:
+        if identity in found or identity in problems:
             continue
         if identity not in known:
             try:
                 known[identity] = _measure(project, step, root)
             except StepError as error:
-                problems.append(f"{step.label}: {error}")
+                problems[identity] = f"{step.pipeline} of {step.name}: {error}"
                 continue
         found[identity] = known[identity]
     if problems:
-        raise UsageError("rows do not fit the models, and nothing was planned:\n" + "\n".join(problems))
+        raise UsageError("rows do not fit the models, and nothing was planned:\n" + "\n".join(problems.values()))
     return found
 
 

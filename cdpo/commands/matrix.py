@@ -32,7 +32,7 @@ def prep(project: Project, display: Any) -> None:
     devices = project.devices()
     found = prepare(project, plan, devices, make_display(display))
     project.freeze(plan, found)
-    for line in _length_lines(plan, found["lengths"]):
+    for line in [*plan.notes, *_length_lines(plan, found["lengths"])]:
         say(line)
     if display != "json":
         click.echo(plan_table(plan, _states(project, plan)))
@@ -49,7 +49,7 @@ def show_plan(project: Project, as_json: bool) -> None:
         json.dump(plan_json(plan, found), sys.stdout)
         print()
     else:
-        click.echo(plan_table(plan, found, _estimates(project, plan, found)))
+        click.echo(plan_table(plan, found, [*plan.notes, *_estimates(project, plan, found)]))
 
 
 def execute(

@@ -61,7 +61,12 @@ class PlanBuilder:
         if self.problems:
             raise ConfigError(self.problems)
         return Plan(
-            name="", tasks=str(tasks), files=self.references.files, runs=list(self.runs.values()), steps=self.steps
+            name="",
+            tasks=str(tasks),
+            files=self.references.files,
+            runs=list(self.runs.values()),
+            steps=self.steps,
+            notes=self.references.notes,
         )
 
     def _add_run(self, point: Point) -> None:

@@ -1,6 +1,6 @@
 """The plan as data: runs, the steps they share, and what each step is made from. Nothing here computes anything."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 #: What stands behind a role of a step, one of
@@ -67,6 +67,8 @@ class Plan:
     runs: list[PlannedRun]
     #: by key, parents before children
     steps: dict[str, PlannedStep]
+    #: what a user should know of how names were understood
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -74,8 +76,9 @@ class Plan:
             "name": self.name,
             "tasks": self.tasks,
             "files": self.files,
-            "runs": [asdict(run) for run in self.runs],
-            "steps": [asdict(step) for step in self.steps.values()],
+            "notes": self.notes,
+            "runs": [vars(run) for run in self.runs],
+            "steps": [vars(step) for step in self.steps.values()],
         }
 
     @classmethod
@@ -87,4 +90,5 @@ class Plan:
             files=value["files"],
             runs=[PlannedRun(**run) for run in value["runs"]],
             steps={step.key: step for step in steps},
+            notes=value.get("notes", []),
         )

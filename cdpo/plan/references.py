@@ -21,6 +21,8 @@ from cdpo.plan.graph import Input
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
+#: for a local model whose tokenizer has no chat template and whose entry names none
+LEGACY_TEMPLATE = "plain"
 #: a file that was hashed within so many nanoseconds of its last change could have changed again unseen
 _SETTLED = 2_000_000_000
 
@@ -36,6 +38,8 @@ class References:
         self.tables, self.beside, self.known = tables, beside, known or {}
         #: absolute path -> {"sha256", "size", "mtime_ns", "ctime_ns", "inode", "seen_ns"}
         self.files: dict[str, dict[str, Any]] = {}
+        #: choices that were made for the user
+        self.notes: list[str] = []
         self._cache: dict[tuple[str, str], Any] = {}
 
     def hash_file(self, path: Path) -> str:
@@ -73,7 +77,14 @@ class References:
                 else:
                     hint = suggest(name, table)
                     raise UnknownReference(f"no {kind} is called {name!r}{hint}; it may also be a Hub id or ./a/folder")
-            self._cache[kind, name] = (self._model_input(entry), entry)
+            given = self._model_input(entry)
+            if "folder" in given and entry.template is None and not has_chat_template(Path(given["folder"])):
+                entry = entry.model_copy(update={"template": LEGACY_TEMPLATE})
+                self.notes.append(
+                    f"{name}: its tokenizer has no chat template, so cdpo's `{LEGACY_TEMPLATE}` is used; "
+                    "`template:` in the name table chooses another"
+                )
+            self._cache[kind, name] = (given, entry)
         given, entry = self._cache[kind, name]
         return given, entry
 
@@ -155,6 +166,14 @@ class References:
         if spec is None or not spec.origin:
             raise UnknownReference(f"there is no module {source}")
         return {"plugin": reference, "sha256": digest([self.hash_file(Path(spec.origin)), function])}
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a model's tokenizer brings a chat template; told by its files, without loading it."""
+    if (folder / "chat_template.jinja").exists():
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.exists() and '"chat_template"' in settings.read_text(encoding="utf-8", errors="replace")
 
 
 def _settled(record: Mapping[str, Any]) -> bool:
