@@ -29,6 +29,8 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\
 _INF = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z")
 _NAN = re.compile(r"\.(?:nan|NaN|NAN)\Z")
 _PLAIN = "plain"
+#: what PyYAML counts lines by
+_LINE_END = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING_TAGS = ("tag:yaml.org,2002:str", "!")
 _COLLECTION_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -105,8 +107,8 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
     what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     line, col = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     if isinstance(error, yaml.reader.ReaderError):  # it knows only how many characters went before
-        before = text[: error.position]
-        line, col = before.count("\n") + 1, error.position - before.rfind("\n")
+        before = _LINE_END.split(text[: error.position])
+        line, col = len(before), len(before[-1]) + 1
     return Problem(file, line, col, (), f"not YAML: {what}")
 
 
