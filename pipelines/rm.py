@@ -34,6 +34,7 @@ PIPELINE = Pipeline(
     takes={"data": "data", "model": "base"},
     gives="reward",
     rank=30,
+    method=True,
     metrics={"rm/accuracy": "rm/accuracy", "rm/margin": "rm/margin", "rm/loss": "rm/loss"},
 )
 
