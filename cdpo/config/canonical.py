@@ -4,6 +4,8 @@ import hashlib
 import json
 from typing import Any
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
 
 def canonical(value: Any) -> Any:
     """`value` with every whole float as an integer, so that equal numbers are written alike; ValueError on NaN."""
@@ -26,7 +28,7 @@ def canonical_json(value: Any) -> str:
     >>> canonical_json({"b": 1.0, "a": [1e0, 0.5, True]})
     '{"a":[1,0.5,true],"b":1}'
     """
-    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return _ENCODER.encode(canonical(value))
 
 
 def digest(value: Any) -> str:

@@ -74,24 +74,23 @@ class RunPlanner:
         given, entry = self._reference(point.model_path, self.references.model, point.model)
         self.models["base"] = self.models["policy"] = Model(given, entry=entry)
         self._prepare(point.dataset, point.dataset_path)
-        listed = [self.pipelines[name] for name in point.experiment.stages]
         for pipeline in self.pipelines.values():
-            if pipeline.name != PREP and self._goes_through(pipeline, listed):
+            if pipeline.name != PREP and self._goes_through(pipeline):
                 self._stage(pipeline)
         if not self.made or all(step.pipeline == PREP for step in self.made):
             self._fail(point.path, "this run has nothing to do: BASE needs a stage such as GEN in `pipelines`")
         return self.made, self.marks
 
-    def _goes_through(self, pipeline: Pipeline, listed: list[Pipeline]) -> bool:
+    def _goes_through(self, pipeline: Pipeline) -> bool:
         """Whether this run has the stage: the method, trainings listed before it, and the listed stages after it."""
         point = self.point
         if pipeline.name == point.method:
             return True
+        if pipeline.name not in point.experiment.stages:
+            return False
         method = self.pipelines.get(point.method)
         if method is not None and method.gives != "policy":
-            return pipeline in listed and pipeline.rank < method.rank and pipeline.gives in method.takes.values()
-        if pipeline not in listed:
-            return False
+            return pipeline.rank < method.rank and pipeline.gives in method.takes.values()
         if pipeline.gives == "policy":
             return method is not None and pipeline.rank < method.rank
         if pipeline.gives == REWARD:

@@ -63,10 +63,8 @@ def test_names_carry_what_the_task_writes_and_the_seed(folder: Folder) -> None:
 
 
 def test_a_long_name_is_cut_and_ends_in_its_key(folder: Folder) -> None:
-    tasks = (
-        "{pipeline: DPO, beta: 0.1, use_weighting: true, ld_alpha: 0.25, adam_beta1: 0.875, warmup_ratio: [0.0625, 0.125]}"
-    )
-    plan = folder.plan(experiment(tasks))
+    written = "learning_rate: 1e-5, use_weighting: true, ld_alpha: 0.25, adam_beta1: 0.875"
+    plan = folder.plan(experiment(f"{{pipeline: DPO, beta: 0.1, {written}, warmup_ratio: [0.0625, 0.125]}}"))
     assert len(set(names(plan))) == 2
     for run in plan.runs:
         assert len(run.name) == MAX_NAME
