@@ -99,11 +99,11 @@ class Reader:
             if step.pipeline.gives in ("responses", "scores"):
                 evaluation.append([step.pipeline.name, step.manifest["params"], _reward(step)])
         run.evaluation = canonical_json(evaluation)
-        if trained is not None:
-            run.metrics |= self._training(trained, split)
         for step in steps:
             if step.pipeline.gives == "scores":
                 run.metrics |= self._evaluation(step, split)
+        if trained is not None:
+            run.metrics |= self._training(trained, split)
         return run
 
     def reward_models(self, runs: Iterable[RunScores]) -> list[RunScores]:

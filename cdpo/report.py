@@ -15,24 +15,17 @@ CSV_COLUMNS = (
 
 def render_table(collected: Mapping[str, Any], width: int = 160) -> str:
     """What `cdpo.results.collect` gives, as text at most `width` columns wide (cells wrap; nothing is cut off)."""
-    from rich.table import Table
-
     runs, groups = collected["runs"], collected["groups"]
     if not runs:
         return "No runs yet: `cdpo execute` makes some.\n"
     marks = list(dict.fromkeys(mark for entry in [*runs, *groups] for mark in entry["marks"]))
     parts: list[Any] = []
     for title, entries in (("Runs", runs), ("Configurations, over seeds", groups)):
-        metrics = list(dict.fromkeys(name for entry in entries for name in entry["metrics"]))
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="")
-        table.add_column("name", overflow="fold")
-        table.add_column("n", justify="right")
-        for name in metrics:
-            table.add_column(name.replace("/", "/ "), justify="right")
-        for entry in entries:
-            table.add_row(*_row(entry, metrics, marks))
-        parts += [table, ""]
-    parts += _versus_table(groups)
+        parts += [*_blocks(title, entries, marks, width), ""]
+    for group in groups:
+        if group["versus"]:
+            title = f"{group['name']} minus {group['versus']['name']}, from which it was trained; paired by prompt"
+            parts += [title, _difference_table(group["versus"]["metrics"]), ""]
     parts += _reward_model_lines(collected.get("reward_models", []))
     parts += [
         "value ± half the width of its 95 % interval over the n prompts, conditional on the seeds run, the trained",
@@ -42,20 +35,59 @@ def render_table(collected: Mapping[str, Any], width: int = 160) -> str:
     return _text(parts, width)
 
 
-def _row(entry: Mapping[str, Any], metrics: Sequence[str], marks: Sequence[str]) -> list[str]:
-    name = entry["name"]
-    if entry["state"] != "done":
-        name += f" ({entry['state']})"
-    name += "".join(f" [{marks.index(mark) + 1}]" for mark in entry["marks"])
-    values = entry["metrics"]
-    sizes = {value["n"] for value in values.values()}
-    # one n for the row where it holds for all of it, else one in every cell
-    common = len(sizes) == 1
-    cells = [_cell(values[metric], not common) if metric in values else "" for metric in metrics]
-    return [name, str(sizes.pop()) if common else "", *cells]
+def _blocks(title: str, entries: Sequence[Mapping[str, Any]], marks: Sequence[str], width: int) -> list[Any]:
+    """One row per entry; metrics that do not fit beside the others come in further blocks below."""
+    metrics = list(dict.fromkeys(name for entry in entries for name in entry["metrics"]))
+    names = [_name(entry, marks) for entry in entries]
+    columns = {metric: [_cell(entry, metric) for entry in entries] for metric in metrics}
+    sizes = [str(_common_n(entry) or "") for entry in entries]
+    name_width = min(max(map(len, names)), max(20, width // 3))
+    blocks: list[list[str]] = [[]]
+    room = start = width - name_width - 2 - max(map(len, sizes))
+    for metric in metrics:
+        wide = 2 + max(len(part) for part in [*columns[metric], *_header(metric).split()])
+        if wide > room and blocks[-1]:
+            blocks.append([])
+            room = start
+        blocks[-1].append(metric)
+        room -= wide
+    tables: list[Any] = []
+    for block in blocks:
+        table = _table()
+        table.add_column("name", overflow="fold", width=name_width)
+        table.add_column("n", justify="right", no_wrap=True)
+        for metric in block:
+            table.add_column(_header(metric), justify="right")
+        for at, name in enumerate(names):
+            table.add_row(
+                name, sizes[at], *(columns[metric][at].replace(" ", "\N{NO-BREAK SPACE}") for metric in block)
+            )
+        tables += [table, ""]
+    return [title, *tables[:-1]]
 
 
-def _cell(value: Mapping[str, Any], with_n: bool = False) -> str:
+def _header(metric: str) -> str:
+    return metric.replace("/", "/ ")
+
+
+def _name(entry: Mapping[str, Any], marks: Sequence[str]) -> str:
+    state = "" if entry["state"] == "done" else f" ({entry['state']})"
+    name: str = entry["name"]
+    return name + state + "".join(f" [{marks.index(mark) + 1}]" for mark in entry["marks"])
+
+
+def _common_n(entry: Mapping[str, Any]) -> int | None:
+    """The n of every metric of the row, or None where they differ and each cell says its own."""
+    sizes = {value["n"] for value in entry["metrics"].values()}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _cell(entry: Mapping[str, Any], metric: str) -> str:
+    value = entry["metrics"].get(metric)
+    return "" if value is None else _value(value, with_n=_common_n(entry) is None)
+
+
+def _value(value: Mapping[str, Any], with_n: bool) -> str:
     text = number(value["mean"])
     if value["low"] is not None:
         text += f" ±{number((value['high'] - value['low']) / 2)}"
@@ -67,41 +99,29 @@ def number(value: float) -> str:
     return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.4g}"
 
 
-def _versus_table(groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _difference_table(metrics: Mapping[str, Any]) -> Any:
+    table = _table()
+    table.add_column("metric", overflow="fold")
+    for name in ("difference", "95 % interval", "p", "n", "wins/ ties/ losses"):
+        table.add_column(name, justify="right")
+    for metric, value in metrics.items():
+        interval = "" if value["low"] is None else f"{number(value['low'])} to {number(value['high'])}"
+        p = "" if value["p"] is None else ("<0.0001" if value["p"] < 0.0001 else f"{value['p']:.4f}")
+        record = f"{value['wins']}/{value['ties']}/{value['losses']}"
+        table.add_row(metric, number(value["difference"]), interval, p, str(value["n"]), record)
+    return table
+
+
+def _table() -> Any:
     from rich.table import Table
 
-    compared = [group for group in groups if group["versus"]]
-    if not compared:
-        return []
-    title = "Differences to the policies they were trained from, paired by prompt"
-    return [
-        _difference_table(
-            title, ((f"{g['name']} - {g['versus']['name']}", g["versus"]["metrics"]) for g in compared), Table
-        ),
-        "",
-    ]
-
-
-def _difference_table(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]], kind: Any) -> Any:
-    table = kind(title=title, title_justify="left", box=None, pad_edge=False, header_style="")
-    table.add_column("difference", overflow="fold")
-    table.add_column("metric")
-    for name in ("difference", "95 % interval", "p", "n", "wins/ties/losses"):
-        table.add_column(name, justify="right")
-    for name, metrics in rows:
-        for metric, value in metrics.items():
-            interval = "" if value["low"] is None else f"{number(value['low'])} to {number(value['high'])}"
-            p = "" if value["p"] is None else ("<0.0001" if value["p"] < 0.0001 else f"{value['p']:.4f}")
-            record = f"{value['wins']}/{value['ties']}/{value['losses']}"
-            table.add_row(name, metric, number(value["difference"]), interval, p, str(value["n"]), record)
-            name = ""
-    return table
+    return Table(box=None, pad_edge=False, header_style="")
 
 
 def _reward_model_lines(models: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         f"reward model {model['name']} (seed {model['seed']}): "
-        + ", ".join(f"{name} {_cell(value, True)}" for name, value in model["metrics"].items())
+        + ", ".join(f"{name} {_value(value, with_n=True)}" for name, value in model["metrics"].items())
         for model in models
         if model["metrics"]
     ]
@@ -110,11 +130,9 @@ def _reward_model_lines(models: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def render_comparison(compared: Mapping[str, Any], width: int = 160) -> str:
     """What `cdpo.results.compare` gives, as text."""
-    from rich.table import Table
-
-    name = f"{compared['a']} - {compared['b']}"
     metrics = compared["metrics"]
-    parts: list[Any] = [_difference_table("Paired by prompt", [(name, metrics)], Table), ""]
+    title = f"{compared['a']} minus {compared['b']}, paired by prompt"
+    parts: list[Any] = [title, _difference_table(metrics), ""]
     parts += [f"not compared: {metric}: {why}" for metric, why in compared["not_compared"].items()]
     parts += sorted({f"conditional on {value['conditional_on']}" for value in metrics.values()})
     unpaired = max(value["unpaired"] for value in metrics.values())
@@ -161,4 +179,5 @@ def _text(parts: Iterable[Any], width: int) -> str:
     console = Console(file=stream, width=width, highlight=False, markup=False, color_system=None, emoji=False)
     for part in parts:
         console.print(part)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+    text = stream.getvalue().replace("\N{NO-BREAK SPACE}", " ")
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"

@@ -12,6 +12,8 @@ given is another interval (`between_seeds`). cdpo/stats/ has the rules.
 import difflib
 import os
 import re
+import sys
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +22,15 @@ from typing import TYPE_CHECKING, Any
 from cdpo.config.canonical import canonical_json
 from cdpo.errors import CdpoError, UsageError
 from cdpo.reading import Metric, Reader, RunScores
+from cdpo.report import render_comparison, render_table, to_csv
 from cdpo.stats.intervals import estimate
 from cdpo.stats.paired import Column, align, average, between_seeds, paired, prompts
 from cdpo.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["collect", "compare", "render_comparison", "render_table", "responses", "results", "to_csv"]
 
 
 def results(tag: str | None = None, store: str | Path | None = None) -> "pd.DataFrame":
@@ -288,6 +293,16 @@ def _find(name: str, known: Sequence[Any], what: str) -> Any:
     close = difflib.get_close_matches(name, [*_names(known), *(each.label for each in known)], n=3)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; `cdpo results` lists them"
     raise UsageError(f"there is no {what} called {name!r}{hint}")
+
+
+class _CallableModule(types.ModuleType):
+    """`cdpo.results()` is promised to users, and `cdpo.results` is this module once anything has imported it."""
+
+    def __call__(self, tag: str | None = None, store: str | Path | None = None) -> "pd.DataFrame":
+        return results(tag, store)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 
 def _root(store: str | Path | None) -> Path:
