@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdpo.config.devices import Devices
-from cdpo.config.problems import ConfigError
-from cdpo.config.validation import checked
-from cdpo.config.yaml_reader import read_yaml
+from cdpo.config.devices import Devices, read_devices
 from cdpo.errors import CdpoError, UsageError
 from cdpo.files import read_json
 from cdpo.plan.build import plan_file
@@ -39,12 +36,7 @@ class Project:
         path = self.configs / "devices.yaml"
         if not path.exists():
             return Devices()
-        document = read_yaml(path)
-        found, problems = checked(Devices, document.value or {}, document, ())
-        if problems:
-            raise ConfigError(problems)
-        devices: Devices = found
-        return devices
+        return read_devices(path)
 
     def plan(self) -> Plan:
         """The plan as the files stand now. Raises ConfigError with everything that is wrong."""

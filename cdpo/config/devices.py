@@ -1,11 +1,16 @@
 """devices.yaml: where steps run. Never hashed: another machine must not change an experiment."""
 
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from cdpo.config.params import Count, Params
+from cdpo.config.problems import ConfigError, suggest
+from cdpo.config.validation import checked
+from cdpo.config.yaml_reader import read_yaml
+from cdpo.pipeline import pipelines
 from cdpo.step import Device
 
 #: what a pipeline gets where devices.yaml says nothing
@@ -65,3 +70,18 @@ class Devices(Params):
             distributed_type=kind,
             accelerate_config=wanted.accelerate_config,
         )
+
+
+def read_devices(path: Path) -> Devices:
+    """devices.yaml. Raises ConfigError with everything that is wrong."""
+    document = read_yaml(path, may_be_empty=True)
+    found, problems = checked(Devices, document.value, document, ())
+    known = [DEFAULT, *pipelines()]
+    for name in found.pipelines if found else ():
+        if name not in known:
+            message = f"no pipeline is called {name!r}{suggest(name, known)}"
+            problems.append(document.problem(("pipelines", name), message, at_key=True))
+    if problems:
+        raise ConfigError(problems)
+    devices: Devices = found
+    return devices

@@ -137,7 +137,7 @@ def read_tables(configs: Path) -> Tables:
             return None
         tables.files.append(path)
         try:
-            return read_yaml(path)
+            return read_yaml(path, may_be_empty=True)
         except ConfigError as error:
             problems.extend(error.problems)
             return None

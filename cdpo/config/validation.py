@@ -1,5 +1,6 @@
 """Values held against pydantic's models, and its errors as problems with their places in the document."""
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -62,13 +63,20 @@ def pydantic_problems(
 def _fields(model: type[Params], loc: tuple[int | str, ...]) -> list[str]:
     """The keys that may stand at `loc` (pydantic's) of a value of `model`."""
     for part in loc:
-        field = model.model_fields.get(str(part))
-        inner = [] if field is None else [field.annotation, *get_args(field.annotation)]
-        below = [each for each in inner if isinstance(each, type) and issubclass(each, Params)]
-        if not below:
-            return []
-        model = below[0]
+        if part in model.model_fields:  # else a user's own key, or the name of a branch of a union
+            below = list(_models(model.model_fields[str(part)].annotation))
+            if not below:
+                return []
+            model = below[0]
     return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[Params]]:
+    """The schemas that an annotation holds: of `dict[str, X] | None`, X."""
+    if isinstance(annotation, type) and issubclass(annotation, Params):
+        yield annotation
+    for each in get_args(annotation):
+        yield from _models(each)
 
 
 def _sentence(message: str, given: Any) -> str:

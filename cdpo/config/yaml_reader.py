@@ -67,8 +67,11 @@ class Document:
         return Problem(self.file, line, col, path if shown is None else shown, message)
 
 
-def read_yaml(path: Path) -> Document:
-    """Read one document. Raises ConfigError with every duplicate key, or with where the syntax breaks."""
+def read_yaml(path: Path, may_be_empty: bool = False) -> Document:
+    """Read one document. Raises ConfigError with every duplicate key, or with where the syntax breaks.
+
+    A file that `may_be_empty` and holds nothing but comments is an empty mapping.
+    """
     file = str(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -80,16 +83,18 @@ def read_yaml(path: Path) -> Document:
         raise ConfigError([Problem(file, 1, 1, (), f"not UTF-8 text ({error.reason} at byte {error.start})")]) from None
     except OSError as error:
         raise ConfigError([Problem(file, 1, 1, (), f"cannot be read: {error.strerror}")]) from None
-    return parse_yaml(text, file)
+    return parse_yaml(text, file, may_be_empty)
 
 
-def parse_yaml(text: str, file: str) -> Document:
+def parse_yaml(text: str, file: str, may_be_empty: bool = False) -> Document:
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError([_syntax_problem(error, text, file)]) from None
     except RecursionError:
         raise ConfigError([Problem(file, 1, 1, (), "nested too deeply")]) from None
+    if node is None and may_be_empty:
+        return Document(file, {}, {(): (1, 1)})
     if node is None:
         raise ConfigError([Problem(file, 1, 1, (), "the file is empty")])
     reader = _Reader(Document(file, None))

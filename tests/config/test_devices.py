@@ -1,0 +1,45 @@
+"""devices.yaml: checked like the rest, and never hashed (see tests/plan/test_keys.py)."""
+
+from pathlib import Path
+
+import pytest
+
+from cdpo.config.devices import Devices, read_devices
+from cdpo.config.problems import ConfigError
+
+WRONG = {
+    "gpu: auto\n": "1:1: gpu: unknown key (did you mean 'gpus'?)",
+    "engine: slum\n": "1:9: engine: should be 'local'",
+    "pipelines: {DPOO: {processes: 2}}\n": "1:13: pipelines.DPOO: no pipeline is called 'DPOO' (did you mean 'DPO'?)",
+    "pipelines:\n  DPO: {proceses: 2}\n": "2:9: pipelines.DPO.proceses: unknown key (did you mean 'processes'?)",
+    "pipelines:\n  DPO: {processes: 0}\n": "2:20: pipelines.DPO.processes: should be greater than or equal to 1, not 0",
+    "pipelines: {SFT: {micro_batch: {A100: 0}}}\n": "1:39: pipelines.SFT.micro_batch.A100: should be greater than",
+    "cpu_workers: true\n": "1:14: cpu_workers: should be a valid integer, not True",
+    "threads: 1\nthreads: 2\n": "2:1: threads: this key stands twice (first on line 1)",
+    "- 1\n": "1:1: (top): should be a valid dictionary",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_wrong_stands_at_its_place(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "devices.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_devices(file)
+    assert any(str(each).startswith(f"{file}:{WRONG[text]}") for each in caught.value.problems), str(caught.value)
+
+
+def test_nothing_but_comments_is_all_defaults(tmp_path: Path) -> None:
+    (tmp_path / "devices.yaml").write_text("# gpus: []\n")
+    assert read_devices(tmp_path / "devices.yaml") == Devices()
+
+
+def test_micro_batches_by_card_and_default() -> None:
+    devices = Devices.model_validate(
+        {"pipelines": {"default": {"micro_batch": 3}, "DPO": {"processes": 2, "micro_batch": {"A100": 8, "T4": 1}}}}
+    )
+    assert devices.device("DPO", "NVIDIA A100-SXM4-80GB").micro_batch == 8
+    assert devices.device("DPO", "Tesla T4").micro_batch == 1
+    assert devices.device("DPO", None).micro_batch is None
+    assert devices.device("DPO", None).distributed_type == "MULTI_CPU"
+    assert devices.device("SFT", "anything").micro_batch == 3
