@@ -4,7 +4,12 @@ import hashlib
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from cdpo.errors import StepError
+
+if TYPE_CHECKING:
+    from cdpo.step import Step
 
 
 def item_key(split: str, row: int, *content: Any) -> str:
@@ -48,6 +53,16 @@ class Journal:
 
     def __contains__(self, key: str) -> bool:
         return key in self.items
+
+    @classmethod
+    def of(cls, step: "Step", name: str) -> Self:
+        """The journal `name` of a step. Raises `StepError` where the step was started as several processes."""
+        if step.device.processes != 1:
+            raise StepError(
+                f"{step.pipeline} runs as one process and was started as {step.device.processes}: "
+                f"write `pipelines: {{{step.pipeline}: {{processes: 1}}}}` in devices.yaml"
+            )
+        return cls(step.checkpoints / name)
 
     def __enter__(self) -> Self:
         return self

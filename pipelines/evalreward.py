@@ -89,7 +89,7 @@ def _rewards(step: Step, params: EVALREWARDParams, responses: list[dict[str, Any
     pairs = [(each["prompt"], text) for each in responses for text in (each["response"], each["chosen"][0]["content"])]
     places, score = _scorer(step, params, pairs)
     keys = {at: item_key(responses[at // 2]["split"], at, *pairs[at]) for at in places}
-    with Journal(step.checkpoints / "scores.jsonl") as journal:
+    with Journal.of(step, "scores.jsonl") as journal:
         done = {place for place, at in enumerate(places) if keys[at] in journal}
         if done:
             step.note(f"going on after {len(done)} of {len(places)} scores")

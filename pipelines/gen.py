@@ -89,7 +89,7 @@ def run(step: Step) -> dict[str, Any]:
     ]
     end_ids = {end_token_id(tokenizer), tokenizer.eos_token_id} - {None}
     began, sampled_tokens = time.monotonic(), 0
-    with Journal(step.checkpoints / "responses.jsonl") as journal:
+    with Journal.of(step, "responses.jsonl") as journal:
         known = sum(key in journal for key in keys)
         if known:
             step.note(f"going on after {known} of {len(keys)} responses")

@@ -1,0 +1,121 @@
+"""The loop against transformers' own `generate`, and against itself with other batches."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from cdpo.config.params import SamplingParams
+from cdpo.generate.transformers_backend import Item, generate, length_batches
+
+END, PAD = 3, 0
+
+
+def items(count: int = 20) -> list[Item]:
+    draw = random.Random(0)
+    return [Item([draw.randrange(7, 60) for _ in range(draw.randrange(3, 20))], at * 7919 + 1) for at in range(count)]
+
+
+def answers(model: Any, asked: list[Item], batch_size: int, **options: Any) -> list[Any]:
+    sampling = SamplingParams(max_new_tokens=30, **options)
+    found = dict(generate(model, asked, sampling, end_ids=[END], pad_id=PAD, batch_size=batch_size))
+    assert len(found) == len(asked)
+    return [found[at] for at in range(len(asked))]
+
+
+@pytest.fixture
+def eager_to_end(model: Any) -> Any:
+    """The model with its end token made likelier, so that rows end at different places."""
+    bias = torch.zeros(model.config.vocab_size)
+    bias[END] = 2.0
+    handle = model.lm_head.register_forward_hook(lambda module, given, logits: logits + bias)
+    yield model
+    handle.remove()
+
+
+def test_greedy_is_that_of_transformers(eager_to_end):
+    asked = items(12)
+    ours = answers(eager_to_end, asked, 5, do_sample=False)
+    for item, sampled in zip(asked, ours, strict=True):
+        prompt = torch.tensor([item.prompt_ids])
+        theirs = eager_to_end.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=30,
+            eos_token_id=END,
+            pad_token_id=PAD,
+        )
+        assert sampled.token_ids == theirs[0, prompt.shape[1] :].tolist()
+
+
+def test_batch_size_order_and_company_change_nothing(eager_to_end):
+    asked = items()
+    alone = answers(eager_to_end, asked, 1, top_p=0.95)
+    assert {each.finish_reason for each in alone} == {"stop", "length"}
+    for batch_size in (5, 32):
+        assert answers(eager_to_end, asked, batch_size, top_p=0.95) == alone
+    assert answers(eager_to_end, asked[::-1], 5, top_p=0.95) == alone[::-1]
+    assert answers(eager_to_end, asked[3:9], 4, top_p=0.95) == alone[3:9]
+
+
+def test_other_seeds_give_other_responses(model):
+    asked = items(6)
+    again = [Item(item.prompt_ids, item.seed + 1) for item in asked]
+    pairs = zip(answers(model, asked, 6), answers(model, again, 6), strict=True)
+    assert all(one != other for one, other in pairs)
+
+
+def test_a_response_stops_at_its_end_token_or_at_the_limit(eager_to_end):
+    for sampled in answers(eager_to_end, items(), 7):
+        if sampled.finish_reason == "stop":
+            assert sampled.token_ids.index(END) == len(sampled.token_ids) - 1
+        else:
+            assert len(sampled.token_ids) == 30
+            assert END not in sampled.token_ids
+
+
+def test_sampled_tokens_follow_the_models_own_probabilities(model):
+    """The first two tokens of one prompt under many seeds, against the exact joint distribution of the model."""
+    from scipy import stats
+
+    prompt = [9, 20, 31]
+    count = 4000
+    sampling = SamplingParams(max_new_tokens=2, top_k=3)
+    asked = [Item(prompt, at) for at in range(count)]
+    found = generate(model, asked, sampling, end_ids=[], pad_id=PAD, batch_size=500)
+    observed: dict[tuple[int, ...], int] = {}
+    for _, sampled in found:
+        observed[tuple(sampled.token_ids)] = observed.get(tuple(sampled.token_ids), 0) + 1
+
+    def best(ids: list[int]) -> list[tuple[int, float]]:
+        with torch.no_grad():
+            top = model(torch.tensor([ids])).logits[0, -1].topk(3)
+        return list(zip(top.indices.tolist(), top.values.softmax(-1).tolist(), strict=True))
+
+    expected = {(a, b): p * q * count for a, p in best(prompt) for b, q in best([*prompt, a])}
+    assert set(observed) <= set(expected)
+    assert stats.chisquare([observed.get(pair, 0) for pair in expected], list(expected.values())).pvalue > 1e-3
+
+
+def test_known_positions_are_not_answered_again_but_by_whole_batches(model):
+    asked = items(10)
+    batches = length_batches([len(item.prompt_ids) for item in asked], 4)
+    done = {*batches[0], batches[1][0]}
+    found = dict(
+        generate(model, asked, SamplingParams(max_new_tokens=5), end_ids=[END], pad_id=PAD, batch_size=4, done=done)
+    )
+    assert set(found) == {*batches[1], *batches[2]}
+
+
+def test_the_model_is_in_eval_mode_meanwhile_and_left_as_it_was(model):
+    model.train()
+    try:
+        stream = generate(model, items(2), SamplingParams(max_new_tokens=2), end_ids=[], pad_id=PAD, batch_size=2)
+        next(stream)
+        assert not model.training
+        list(stream)
+        assert model.training
+    finally:
+        model.eval()

@@ -1,0 +1,150 @@
+"""GEN as a step: batch sizes, kills, limits, what does not fit, and what it leaves."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from cdpo.pipelines.gen import GENParams, run
+
+from cdpo.data.messages import user
+from cdpo.errors import StepError
+from cdpo.files import read_json_lines
+from cdpo.generate.responses import choose, read_responses
+
+
+@pytest.fixture
+def whole(gen_step):
+    """The rows of an uninterrupted step."""
+    step = gen_step("whole")
+    run(step)
+    return read_responses(step.out)
+
+
+def test_one_row_per_prompt_in_order_with_its_own_prompt(whole, data_folder):
+    from cdpo.data.prepared import read_split
+
+    rows = read_split(data_folder, "eval")
+    assert [each["prompt_id"] for each in whole] == [row["prompt_id"] for row in rows]
+    assert [each["prompt"] for each in whole] == [row["prompt"] for row in rows]
+    assert [each["chosen"] for each in whole] == [row["chosen"] for row in rows]
+    assert {each["split"] for each in whole} == {"eval"}
+    assert {each["finish_reason"] for each in whole} <= {"stop", "length"}
+    for each in whole:
+        assert "<|end|>" not in each["response"]
+        assert each["response_tokens"] <= 24
+        assert (each["response_tokens"] == 24) or each["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5])
+def test_another_batch_size_gives_the_same_rows(gen_step, whole, micro_batch):
+    step = gen_step(f"batch{micro_batch}", micro_batch=micro_batch)
+    run(step)
+    assert read_responses(step.out) == whole
+
+
+def test_another_seed_gives_other_rows(gen_step, whole):
+    step = gen_step("seed1", seed=1)
+    run(step)
+    differ = [one["response"] != other["response"] for one, other in zip(read_responses(step.out), whole, strict=True)]
+    assert sum(differ) > 45
+
+
+def test_a_killed_step_goes_on_and_gives_the_same_rows(gen_step, whole):
+    """A real process, SIGKILL after some responses; its torn last line is passed over."""
+    step = gen_step("killed", micro_batch=2)
+    journal = step.checkpoints / "responses.jsonl"
+    code = (
+        "import sys, time\nfrom pathlib import Path\nimport cdpo.generate.transformers_backend as backend\n"
+        "from cdpo.pipelines.gen import run\nfrom cdpo.step import Step\n"
+        "draw = backend.draw\n"
+        "backend.draw = lambda *given: (time.sleep(0.01), draw(*given))[1]\n"
+        "run(Step.read(Path(sys.argv[1])))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(step.work)])
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= 9:
+            break
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    known = journal.read_bytes().count(b"\n")
+    assert 9 <= known < 50
+    with open(journal, "ab") as stream:
+        stream.write(b'["eval:7:abc", {"respon')
+    run(step)
+    assert read_responses(step.out) == whole
+    lines = list(read_json_lines(journal))
+    assert len(lines) == len({key for key, _ in lines}) == 50
+    events = [each for each in read_json_lines(step.work / "events.jsonl") if each["event"] == "note"]
+    assert f"going on after {known} of 50" in events[-1]["text"]
+
+
+def test_what_was_computed_from_something_else_is_not_taken_over(gen_step, whole):
+    step = gen_step("stale")
+    step.checkpoints.mkdir()
+    stale = [f"eval:{row}:0123456789abcdef" for row in range(50)]
+    lines = (json.dumps([key, {"response": "stale", "response_tokens": 1, "finish_reason": "stop"}]) for key in stale)
+    (step.checkpoints / "responses.jsonl").write_text("\n".join(lines) + "\n")
+    run(step)
+    assert read_responses(step.out) == whole
+
+
+def test_a_limit_draws_the_same_prompts_for_every_seed(gen_step, whole):
+    chosen = []
+    for name, seed, limit in (("a", 0, 10), ("b", 1, 10), ("c", 0, 20)):
+        step = gen_step(name, seed=seed, limit=limit)
+        run(step)
+        chosen.append(read_responses(step.out))
+    ids = [[each["prompt_id"] for each in rows] for rows in chosen]
+    assert ids[0] == ids[1]
+    assert set(ids[0]) < set(ids[2])
+    # neither the first rows of the split, nor other responses than without a limit
+    assert ids[0] != [each["prompt_id"] for each in whole[:10]]
+    assert all(row in whole for row in chosen[0] + chosen[2])
+
+
+def test_choose_keeps_the_order_of_the_split():
+    rows = [{"prompt_id": str(at)} for at in range(30)]
+    assert choose(rows, None) == choose(rows, 30) == list(range(30))
+    assert choose(rows, 7) == sorted(choose(rows, 7))
+
+
+def test_prompts_that_do_not_fit_are_refused_or_counted(gen_step, data_folder, tmp_path):
+    with pytest.raises(StepError, match=r"50 of 50 prompts of 'eval' do not fit.*max_new_tokens=120"):
+        run(gen_step("long", max_new_tokens=120))
+    from cdpo.data.prepared import read_split, write_split
+
+    rows = read_split(data_folder, "eval")
+    rows[3] = {**rows[3], "prompt": [user("list " * 110)]}
+    write_split(tmp_path / "longer", "eval", rows)
+    step = gen_step("one_long")
+    step.inputs = {**step.inputs, "data": str(tmp_path / "longer")}
+    summary = run(step)
+    assert (summary["responses"], summary["dropped_too_long"]) == (49, 1)
+    assert rows[3]["prompt_id"] not in {each["prompt_id"] for each in read_responses(step.out)}
+
+
+def test_greedy_ignores_the_seed(gen_step):
+    found = []
+    for seed in (0, 1):
+        step = gen_step(f"greedy{seed}", seed=seed, do_sample=False, limit=5)
+        run(step)
+        found.append([each["response"] for each in read_responses(step.out)])
+    assert found[0] == found[1]
+
+
+def test_several_processes_are_refused(gen_step):
+    with pytest.raises(StepError, match=r"GEN: \{processes: 1\}"):
+        run(gen_step("two", processes=2))
+
+
+def test_parameters():
+    assert GENParams(split="tune", temperature=0.7, dtype="bf16").split == "tune"
+    with pytest.raises(ValueError, match="do_sample is false"):
+        GENParams(do_sample=False, top_k=4)
+    with pytest.raises(ValueError):
+        GENParams(split="test")

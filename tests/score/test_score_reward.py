@@ -1,0 +1,275 @@
+"""EVALREWARD: rewards of prompt and response, batch sizes, resumption, cost models, plug-ins, gold."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from cdpo.pipelines.evalreward import run
+
+from cdpo.data.messages import assistant
+from cdpo.data.playground import best, gold, make
+from cdpo.data.tiny import build_tiny
+from cdpo.errors import StepError
+from cdpo.generate.responses import write_responses
+from cdpo.score.scores import win
+from cdpo.step import Device, Step
+
+ROWS = 30
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("score") / "policy"
+    build_tiny({"kind": "tiny", "seed": 0, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}, folder)
+    return folder
+
+
+def write_reward_model(policy: Path, folder: Path, labels: int = 1) -> Path:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=labels)
+    with torch.no_grad():
+        model.score.weight.normal_(0, 1)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(policy).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reward_folder(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_reward_model(policy_folder, tmp_path_factory.mktemp("score") / "reward")
+
+
+@pytest.fixture(scope="session")
+def answered() -> list[dict[str, Any]]:
+    """Responses: every third the best there is, every third the chosen one itself, every third empty."""
+    rows = make(0, 0, ROWS, 0)["eval"]
+    said = [(best(row["prompt"]), row["chosen"][0]["content"], "")[at % 3] for at, row in enumerate(rows)]
+    return [
+        {
+            "split": "eval",
+            "prompt_id": f"{at:016x}",
+            "prompt": row["prompt"],
+            "chosen": row["chosen"],
+            "response": text,
+            "prompt_tokens": 1,
+            "response_tokens": 1,
+            "finish_reason": "stop",
+            "seed": at,
+        }
+        for at, (row, text) in enumerate(zip(rows, said, strict=True))
+    ]
+
+
+@pytest.fixture
+def score_step(tmp_path: Path, answered: list[dict[str, Any]], reward_folder: Path) -> Callable[..., Step]:
+    """Makes an EVALREWARD step; `rows` in place of the usual responses, `reward` None for no reward model."""
+
+    def make_step(
+        name: str,
+        rows: list[dict[str, Any]] | None = None,
+        reward: str | Path | None = reward_folder,
+        plugin: str | None = None,
+        micro_batch: int | None = None,
+        **params: Any,
+    ) -> Step:
+        folder = tmp_path / f"{name}-responses"
+        folder.mkdir()
+        write_responses(folder, rows or answered)
+        inputs = {"responses": str(folder)}
+        if plugin is not None:
+            inputs["reward_plugin"] = plugin
+        elif reward is not None:
+            inputs["reward"] = str(reward)
+        device = Device(micro_batch=micro_batch)
+        step = Step("EVALREWARD", "0" * 64, name, params, inputs, None, device, tmp_path / name)
+        step.out.mkdir(parents=True)
+        described = {name: getattr(step, name) for name in ("pipeline", "key", "name", "params", "inputs", "seed")}
+        (step.work / "step.json").write_text(json.dumps({**described, "device": dataclasses.asdict(device)}))
+        return step
+
+    return make_step
+
+
+def scores(step: Step) -> pd.DataFrame:
+    run(step)
+    return pd.read_parquet(step.out / "scores.parquet")
+
+
+def changed(answered: list[dict[str, Any]], at: int, text: str) -> list[dict[str, Any]]:
+    return [{**row, "response": text} if place == at else row for place, row in enumerate(answered)]
+
+
+def test_a_reward_is_the_models_own_of_prompt_and_response(score_step, answered, reward_folder):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    table = scores(score_step("plain"))
+    assert list(table.columns) == ["split", "prompt_id", "reward_generated", "reward_chosen", "win_chosen"]
+    assert table["prompt_id"].tolist() == [row["prompt_id"] for row in answered]
+    tokenizer = AutoTokenizer.from_pretrained(reward_folder)
+    model = AutoModelForSequenceClassification.from_pretrained(reward_folder).eval()
+    for at in (0, 1, 2, 7):
+        conversation = [*answered[at]["prompt"], assistant(answered[at]["response"])]
+        text = tokenizer.apply_chat_template(conversation, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.no_grad():
+            reward = model(ids).logits.item()
+        assert table["reward_generated"][at] == pytest.approx(reward, abs=1e-5)
+    # the chosen response, generated, scores as the chosen one
+    assert table["reward_generated"][1] == pytest.approx(table["reward_chosen"][1], abs=1e-5)
+
+
+def test_a_response_that_changes_alone_changes_its_own_reward(score_step, answered):
+    """The released package scored the prompt alone, so that generated and chosen always tied."""
+    before = scores(score_step("before"))
+    after = scores(score_step("after", changed(answered, 4, "two birds")))
+    assert abs(before["reward_generated"][4] - after["reward_generated"][4]) > 1e-3
+    others = before.index != 4
+    assert after["reward_generated"][others].to_numpy() == pytest.approx(before["reward_generated"][others], abs=1e-5)
+    assert after["reward_chosen"].to_numpy() == pytest.approx(before["reward_chosen"].to_numpy(), abs=1e-5)
+    assert before["reward_generated"].nunique() > ROWS * 0.9
+    assert (before["reward_generated"] != before["reward_chosen"]).sum() >= ROWS * 0.6
+
+
+@pytest.mark.parametrize("micro_batch", [1, 7, 64])
+def test_the_batch_size_changes_nothing(score_step, micro_batch):
+    usual = scores(score_step("usual"))
+    other = scores(score_step("other", micro_batch=micro_batch))
+    for column in ("reward_generated", "reward_chosen"):
+        assert other[column].to_numpy() == pytest.approx(usual[column].to_numpy(), abs=1e-5)
+
+
+def test_a_cost_model_is_reversed_everywhere(score_step):
+    reward, cost = scores(score_step("reward")), scores(score_step("cost", reverse=True))
+    assert (cost["reward_generated"] == -reward["reward_generated"]).all()
+    assert (cost["reward_chosen"] == -reward["reward_chosen"]).all()
+    decided = reward["win_chosen"] != 0.5
+    assert (cost["win_chosen"][decided] == 1 - reward["win_chosen"][decided]).all()
+
+
+def test_wins_and_ties():
+    assert (win(2, 1), win(1, 2), win(1, 1)) == (1.0, 0.0, 0.5)
+
+
+def test_a_step_goes_on_where_it_was_killed(score_step):
+    first = score_step("first", micro_batch=4)
+    whole = scores(first)
+    step = score_step("second", micro_batch=4)
+    step.checkpoints.mkdir()
+    lines = (first.checkpoints / "scores.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 2 * ROWS
+    (step.checkpoints / "scores.jsonl").write_bytes(b"".join(lines[:25]) + lines[25][:10])
+    pd.testing.assert_frame_equal(scores(step), whole)
+    assert (step.checkpoints / "scores.jsonl").read_bytes().splitlines(keepends=True)[:25] == lines[:25]
+
+
+def test_gold_beside_and_without_a_reward_model(score_step, answered):
+    both, alone = (
+        scores(score_step("both", gold="playground")),
+        scores(score_step("alone", reward=None, gold="playground")),
+    )
+    expected = [gold(row["prompt"], row["response"]) for row in answered]
+    for table in (both, alone):
+        assert table["gold_generated"].tolist() == expected
+        assert table["gold_chosen"].tolist() == [gold(row["prompt"], row["chosen"][0]["content"]) for row in answered]
+        assert (table["gold_win_chosen"][1::3] == 0.5).all()
+        assert (table["gold_win_chosen"][2::3] <= 0.5).all()
+    assert "reward_generated" not in alone
+    with pytest.raises(StepError, match="nothing to score with"):
+        run(score_step("neither", reward=None))
+
+
+def test_the_summary_is_the_mean_of_the_columns(score_step):
+    step = score_step("summary", gold="playground")
+    summary = run(step)
+    table = pd.read_parquet(step.out / "scores.parquet")
+    assert summary["reward/mean"] == pytest.approx(table["reward_generated"].mean())
+    assert summary["gold/winrate/chosen"] == pytest.approx(table["gold_win_chosen"].mean())
+    assert (summary["rows"], summary["dropped"]) == (ROWS, 0)
+
+
+def test_too_long_rows_are_counted_or_refused_never_cut(score_step, answered):
+    """The model reads 128 tokens."""
+    one = score_step("one", changed(answered, 4, "two " * 200))
+    table = scores(one)
+    assert table["reward_generated"].isna().tolist() == [at == 4 for at in range(ROWS)]
+    assert table["reward_chosen"].isna().tolist() == [at == 4 for at in range(ROWS)]
+    assert "1 of 30" in (one.work / "events.jsonl").read_text()
+    two = changed(changed(answered, 4, "two " * 200), 5, "two " * 200)
+    with pytest.raises(StepError, match=r"2 of 30 .*128 tokens.*max_dropped allows 5%"):
+        run(score_step("two", two))
+    assert scores(score_step("allowed", two, max_dropped=0.1))["reward_generated"].isna().sum() == 2
+
+
+def test_what_is_no_reward_model_is_refused_by_name(score_step, policy_folder, tmp_path):
+    with pytest.raises(StepError, match="policy is not a reward model"):
+        run(score_step("policy", reward=policy_folder))
+    labels = write_reward_model(policy_folder, tmp_path / "labels", labels=3)
+    with pytest.raises(StepError, match=r"labels gives 3 labels"):
+        run(score_step("labels_", reward=labels))
+
+
+def test_a_tokenizer_that_does_not_belong_to_the_model_is_refused(score_step, reward_folder, policy_folder, tmp_path):
+    import shutil
+
+    from cdpo.data.tiny import build_tiny_for_text
+
+    build_tiny_for_text(["list two birds"] * 5, tmp_path / "bpe", vocab_size=400)
+    mixed = tmp_path / "mixed"
+    shutil.copytree(reward_folder, mixed)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tmp_path / "bpe" / name, mixed / name)
+    with pytest.raises(StepError, match=r"mixed knows \d+ tokens, and its tokenizer gives the token id \d+"):
+        run(score_step("mixed_", reward=mixed))
+
+
+PLUGIN = """
+calls = []
+def words(prompts, responses):
+    calls.append(len(prompts))
+    assert all(prompt[-1]["role"] == "user" for prompt in prompts)
+    return [len(response.split()) for response in responses]
+def short(prompts, responses):
+    return [1.0]
+def infinite(prompts, responses):
+    return [float("inf")] * len(responses)
+def texts(prompts, responses):
+    return ["much"] * len(responses)
+def broken(prompts, responses):
+    return [1 / 0]
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "my.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+def test_a_users_function_scores(score_step, plugin, answered):
+    table = scores(score_step("words", plugin=f"{plugin}:words", micro_batch=8))
+    assert table["reward_generated"].tolist() == [len(row["response"].split()) for row in answered]
+    assert (table["win_chosen"][1::3] == 0.5).all()
+    reverse = scores(score_step("reverse", plugin=f"{plugin}:words", reverse=True))
+    assert (reverse["reward_generated"] == -table["reward_generated"]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("short", "gave 1 rewards for 16 responses"),
+        ("infinite", "gave inf"),
+        ("texts", "'much' in place of a number"),
+        ("broken", "ZeroDivisionError"),
+    ],
+)
+def test_a_users_function_that_gives_no_scores_is_named(score_step, plugin, name, said):
+    with pytest.raises(StepError, match=f"my.py:{name} .*{said}"):
+        run(score_step(name, plugin=f"{plugin}:{name}"))
