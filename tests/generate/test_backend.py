@@ -119,3 +119,17 @@ def test_the_model_is_in_eval_mode_meanwhile_and_left_as_it_was(model):
         assert model.training
     finally:
         model.eval()
+
+
+def test_left_padding_moves_no_position():
+    """A model with learned positions, unlike Llama's rotary ones, sees it when padding shifts a prompt."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 60, "n_positions": 64}
+    learned = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=END)).eval()
+    with torch.no_grad():
+        learned.transformer.wpe.weight.normal_(0, 1)
+    asked = items(8)
+    assert len({len(item.prompt_ids) for item in asked}) > 3
+    assert answers(learned, asked, 8) == answers(learned, asked, 1)
