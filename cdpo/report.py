@@ -95,8 +95,8 @@ def _value(value: Mapping[str, Any], with_n: bool) -> str:
 
 
 def number(value: float) -> str:
-    """Three places after the point; four significant digits where that would be too many or too few."""
-    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.4g}"
+    """Three places after the point; four significant digits where that would show too much or nothing."""
+    return f"{value:.3f}" if value == 0 or 0.0005 <= abs(value) < 1000 else f"{value:.4g}"
 
 
 def _difference_table(metrics: Mapping[str, Any]) -> Any:

@@ -111,6 +111,10 @@ def compare(store: str | Path, a: str, b: str, tag: str | None = None) -> dict[s
     return {"a": one.label, "b": other.label, "metrics": metrics, "not_compared": not_compared}
 
 
+#: what the dataset's own responses score: the same for every policy, so there is nothing to compare
+REFERENCE = ("reward/chosen", "gold/chosen")
+
+
 class Group:
     """Runs that differ in nothing but their seed."""
 
@@ -240,7 +244,7 @@ def _differences(
     not_compared: dict[str, str] = {}
     for name in a.metrics:
         ours, theirs = a.having(name), b.having(name)
-        if not theirs or not wanted(ours[0].metrics[name]):
+        if name in REFERENCE or not theirs or not wanted(ours[0].metrics[name]):
             continue
         if _meanings(ours, name) != _meanings(theirs, name):
             not_compared[name] = (

@@ -99,7 +99,13 @@ def _rewards(step: Step, params: EVALREWARDParams, responses: list[dict[str, Any
                 journal.append(keys[places[place]], -reward if params.reverse else reward)
                 done.add(place)
                 step.progress(len(done), len(places), unit="scores")
-        return {at // 2: (journal.items[keys[at]], journal.items[keys[at + 1]]) for at in places if at % 2 == 0}
+        found = {at: journal.items[keys[at]] for at in places}
+    # The same text has the same reward, whatever the two batches rounded it to: it ties with itself.
+    return {
+        at // 2: (found[at + 1] if pairs[at] == pairs[at + 1] else found[at], found[at + 1])
+        for at in places
+        if at % 2 == 0
+    }
 
 
 def _scorer(step: Step, params: EVALREWARDParams, pairs: list[Any]) -> tuple[list[int], Any]:

@@ -12,6 +12,8 @@ import numpy as np
 
 from cdpo.stats.intervals import Estimate, estimate, t_quantile
 
+#: values that differ by less are equal: the rounding of a model run in another batch is smaller, any finding larger
+TIE = 1e-6
 OVER_SEEDS = "these prompts; the interval is over seeds"
 
 
@@ -34,7 +36,7 @@ class Difference:
     p: float | None
     #: rows that both have
     n: int
-    #: rows on which a is higher, equal, lower
+    #: rows on which a is higher, equal (within TIE), lower
     wins: int
     ties: int
     losses: int
@@ -81,9 +83,9 @@ def paired(a: Column, b: Column, *, conditional_on: str) -> Difference | None:
         high=found.high,
         p=_p_value(found, len(set(clusters or ids))),
         n=len(ids),
-        wins=int((differences > 0).sum()),
-        ties=int((differences == 0).sum()),
-        losses=int((differences < 0).sum()),
+        wins=int((differences > TIE).sum()),
+        ties=int((abs(differences) <= TIE).sum()),
+        losses=int((differences < -TIE).sum()),
         unpaired=len(set(a.ids) ^ set(b.ids)),
         conditional_on=conditional_on,
     )

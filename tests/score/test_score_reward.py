@@ -121,8 +121,9 @@ def test_a_reward_is_the_models_own_of_prompt_and_response(score_step, answered,
         with torch.no_grad():
             reward = model(ids).logits.item()
         assert table["reward_generated"][at] == pytest.approx(reward, abs=1e-5)
-    # the chosen response, generated, scores as the chosen one
-    assert table["reward_generated"][1] == pytest.approx(table["reward_chosen"][1], abs=1e-5)
+    # the chosen response, generated, scores as the chosen one, and ties with it
+    assert (table["reward_generated"][1::3] == table["reward_chosen"][1::3]).all()
+    assert (table["win_chosen"][1::3] == 0.5).all()
 
 
 def test_a_response_that_changes_alone_changes_its_own_reward(score_step, answered):

@@ -54,6 +54,11 @@ def test_ties_and_equal_values():
     assert (alone.difference, alone.low, alone.p) == (1.0, None, None)
 
 
+def test_rounding_is_neither_won_nor_lost():
+    found = paired(column([1.0, 2.0, 3.0]), column([1.0 + 1e-8, 2.0 - 1e-8, 2.9]), conditional_on="")
+    assert (found.wins, found.ties, found.losses) == (1, 2, 0)
+
+
 def test_rows_of_one_prompt_do_not_count_as_two_prompts():
     values = np.random.default_rng(5).normal(0.2, 1, 40)
     names = [f"{at:x}" for at in range(40)]
