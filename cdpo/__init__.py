@@ -1,6 +1,7 @@
 """cdpo: a declarative runner for LLM-alignment experiments.
 
-Importing this package reads no file and imports neither torch nor pydantic; what it offers is loaded when first asked for.
+Importing this package reads no file and imports neither torch nor pydantic; what it offers is loaded when first
+asked for.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from cdpo.results import responses as responses
-    from cdpo.results import results as results
+    from cdpo.report.frames import responses as responses
+    from cdpo.report.frames import results as results
 
-_LAZY = {"results": "cdpo.results", "responses": "cdpo.results"}
+_LAZY = {"results": "cdpo.report.frames", "responses": "cdpo.report.frames"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,1 +1,1 @@
-"""One file per pipeline: its parameters (hashed), its version, what its `out/` holds, and its `run`, to be read top to bottom."""
+"""One file per pipeline: its parameters (hashed), its version, what its `out/` holds, and its `run`."""

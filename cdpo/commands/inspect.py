@@ -116,8 +116,8 @@ def _planned(project: Project, key: str) -> PlannedStep:
 
 
 def results(project: Project, tag: str | None, form: str | None) -> None:
-    from cdpo.report import render_table, to_csv
-    from cdpo.results import collect
+    from cdpo.report.collect import collect
+    from cdpo.report.tables import render_table, to_csv
 
     collected = collect(project.store.root, tag)
     if form == "json":
@@ -130,8 +130,8 @@ def results(project: Project, tag: str | None, form: str | None) -> None:
 
 
 def compare(project: Project, a: str, b: str, tag: str | None, as_json: bool) -> None:
-    from cdpo.report import render_comparison
-    from cdpo.results import compare as compared
+    from cdpo.report.collect import compare as compared
+    from cdpo.report.tables import render_comparison
 
     found = compared(project.store.root, a, b, tag)
     if as_json:

@@ -13,6 +13,8 @@ from cdpo.config.yaml_reader import read_yaml
 from cdpo.pipeline import pipelines
 from cdpo.step import Device
 
+#: steps at once on a CPU that devices.yaml does not speak of
+MOST_CPU_WORKERS = 4
 #: what a pipeline gets where devices.yaml says nothing
 DEFAULT = "default"
 
@@ -38,7 +40,8 @@ class Devices(Params):
     """`auto`: every GPU that nvidia-smi lists (an inherited CUDA_VISIBLE_DEVICES narrows it); a list of indices or
     UUIDs; [] for CPU only."""
     cpu_workers: Count | None = None
-    """Steps that run at once where there is no GPU. Default: one for every two cores."""
+    """Steps that run at once where there is no GPU. Default: one for every core, at most 4
+    (each holds a model in memory)."""
     threads: Count | None = None
     """torch threads of each process. Default: the cores shared out among the workers."""
     pipelines: dict[str, PipelineDevices] = Field(default_factory=dict)
@@ -50,7 +53,7 @@ class Devices(Params):
 
     def workers(self) -> int:
         """Steps that may run at once on the CPU."""
-        return self.cpu_workers or max(1, (os.cpu_count() or 1) // 2)
+        return self.cpu_workers or min(os.cpu_count() or 1, MOST_CPU_WORKERS)
 
     def device(self, pipeline: str, card: str | None) -> Device:
         """The device of one step of `pipeline`: `card` is the GPU's name ("NVIDIA A100-SXM4-80GB"), None on a CPU."""

@@ -41,12 +41,14 @@ def names_function(value: Any) -> bool:
 def find(text: str, beside: Path) -> list[Path]:
     """The files or folders that `text` (a path or glob) stands for, absolute and sorted.
 
-    A relative one is looked for in the current folder, then beside the file that names it. Raises PathError.
+    A relative one is looked for in the current folder, beside the file that names it, and in the folder above that (the
+    project, where the file lies in `configs/`). Raises PathError.
     """
     if "\0" in text:
         raise PathError("no path holds a zero character")
     expanded = os.path.expanduser(expand_environment(text))
-    places = [Path(expanded)] if os.path.isabs(expanded) else [Path.cwd() / expanded, beside / expanded]
+    rooms = [Path("/")] if os.path.isabs(expanded) else [Path.cwd(), beside, beside.parent]
+    places = [room / expanded for room in rooms]
     for place in places:
         if place.exists():
             return [Path(os.path.abspath(place))]

@@ -4,6 +4,7 @@ Every file that is read is remembered with its hash and stat, so that a later co
 not read again a file whose size, times and inode are the same.
 """
 
+import ast
 import importlib.util
 import os
 import re
@@ -158,6 +159,7 @@ class References:
         source, function = match["source"], match["function"]
         if source.endswith(".py"):
             path = self._find(source)[0]
+            _must_define(path, function)
             return {"plugin": f"{path}:{function}", "sha256": digest([self.hash_file(path), function])}
         try:
             spec = importlib.util.find_spec(source)
@@ -165,7 +167,26 @@ class References:
             raise UnknownReference(f"the module {source} cannot be found: {error}") from None
         if spec is None or not spec.origin:
             raise UnknownReference(f"there is no module {source}")
+        _must_define(Path(spec.origin), function)
         return {"plugin": reference, "sha256": digest([self.hash_file(Path(spec.origin)), function])}
+
+
+def _must_define(path: Path, function: str) -> None:
+    """Raise UnknownReference where a Python file has no such name at its top level; the file is read, never run."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError) as error:
+        raise UnknownReference(f"{path} is not Python: {error}") from None
+    names: list[str] = []
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(statement.name)
+        elif isinstance(statement, ast.Assign):
+            names += [target.id for target in statement.targets if isinstance(target, ast.Name)]
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
+            names += [(alias.asname or alias.name).split(".")[0] for alias in statement.names]
+    if function not in names and "*" not in names:
+        raise UnknownReference(f"{path} has no function {function!r}{suggest(function, names)}")
 
 
 def has_chat_template(folder: Path) -> bool:

@@ -194,3 +194,10 @@ def test_a_users_own_rule(folder: Folder) -> None:
     assert not keys(folder.plan(text)) & keys(plan)
     with pytest.raises(ConfigError, match=r"dataset\[0\]: there is no \./gone\.py"):
         folder.plan(text.replace("./mine.py", "./gone.py"))
+
+
+def test_a_misspelt_function_is_found_before_anything_runs(folder: Folder) -> None:
+    folder.write("my.py", "def score(prompts, responses): return [0.0 for _ in prompts]\n")
+    text = experiment("{pipeline: SFT}", "EVALREWARD: {reward: ./my.py:scroe}\n", pipelines=SCORED)
+    with pytest.raises(ConfigError, match=r"has no function 'scroe' \(did you mean 'score'\?\)"):
+        folder.plan(text)

@@ -12,8 +12,8 @@ from scipy import stats
 import cdpo
 from cdpo.errors import CdpoError, UsageError
 from cdpo.pipeline import pipelines
-from cdpo.report import render_comparison, render_table, to_csv
-from cdpo.results import collect, compare
+from cdpo.report.collect import collect, compare
+from cdpo.report.tables import render_comparison, render_table, to_csv
 from cdpo.store import Store
 
 PROMPTS = [f"{at:016x}" for at in range(60)]

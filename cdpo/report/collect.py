@@ -10,63 +10,18 @@ given is another interval (`between_seeds`). cdpo/stats/ has the rules.
 """
 
 import difflib
-import os
 import re
-import sys
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cdpo.config.canonical import canonical_json
 from cdpo.errors import CdpoError, UsageError
-from cdpo.reading import Metric, Reader, RunScores
-from cdpo.report import render_comparison, render_table, to_csv
+from cdpo.report.reading import Metric, Reader, RunScores
 from cdpo.stats.intervals import estimate
 from cdpo.stats.paired import Column, align, average, between_seeds, paired, prompts
 from cdpo.store import Store
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["collect", "compare", "render_comparison", "render_table", "responses", "results", "to_csv"]
-
-
-def results(tag: str | None = None, store: str | Path | None = None) -> "pd.DataFrame":
-    """One row per run: what it is, its parameters, and for each metric `NAME`, `NAME/low`, `NAME/high`, `NAME/n`.
-
-    `store` is the store's folder; by default `$CDPO_STORE`, or `./.cdpo`.
-    """
-    import pandas as pd
-
-    rows = []
-    for run in collect(_root(store), tag)["runs"]:
-        row = {name: run[name] for name in ("name", "tag", "seed", "method", "model", "dataset", "state")}
-        row |= run["params"]
-        for name, value in run["metrics"].items():
-            row |= {name: value["mean"], **{f"{name}/{part}": value[part] for part in ("low", "high", "n")}}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def responses(run: str, tag: str | None = None, store: str | Path | None = None) -> "pd.DataFrame":
-    """What a run answered, one row per prompt, with its scores beside it where there are any.
-
-    Raises UsageError for a run that is unknown, ambiguous, or has generated nothing yet.
-    """
-    import pandas as pd
-
-    reader = Reader(Store(_root(store)))
-    chosen = _find(run, [reader.run(ref) for ref in reader.store.read_refs(tag)], "run")
-    made = {gives: folder for gives, folder in chosen.folders if gives in ("responses", "scores")}
-    if "responses" not in made:
-        raise UsageError(f"the run {chosen.label} has generated nothing yet; `cdpo status` says what is missing")
-    table = pd.read_parquet(made["responses"] / "out" / "responses.parquet")
-    if "scores" in made:
-        scores = pd.read_parquet(made["scores"] / "out" / "scores.parquet")
-        table = table.merge(scores, on=["split", "prompt_id"], how="left", validate="one_to_one")
-    return table
 
 
 def collect(store: str | Path, tag: str | None = None) -> dict[str, Any]:
@@ -101,7 +56,7 @@ def compare(store: str | Path, a: str, b: str, tag: str | None = None) -> dict[s
     known = [Group([run], run.name) for run in runs] + [
         group for group in _grouped(runs) if group.name not in _names(runs)
     ]
-    one, other = _find(a, known, "run or configuration"), _find(b, known, "run or configuration")
+    one, other = find_named(a, known, "run or configuration"), find_named(b, known, "run or configuration")
     metrics, not_compared = _differences(one, other)
     if not metrics:
         why = (
@@ -287,7 +242,7 @@ def _names(named: Iterable[Any]) -> set[str]:
     return {each.name for each in named}
 
 
-def _find(name: str, known: Sequence[Any], what: str) -> Any:
+def find_named(name: str, known: Sequence[Any], what: str) -> Any:
     """The one of `known` (things with `name` and `label`) that is called `name` or `tag/name`."""
     found = [each for each in known if name in (each.name, each.label)]
     if len(found) == 1:
@@ -297,17 +252,3 @@ def _find(name: str, known: Sequence[Any], what: str) -> Any:
     close = difflib.get_close_matches(name, [*_names(known), *(each.label for each in known)], n=3)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; `cdpo results` lists them"
     raise UsageError(f"there is no {what} called {name!r}{hint}")
-
-
-class _CallableModule(types.ModuleType):
-    """`cdpo.results()` is promised to users, and `cdpo.results` is this module once anything has imported it."""
-
-    def __call__(self, tag: str | None = None, store: str | Path | None = None) -> "pd.DataFrame":
-        return results(tag, store)
-
-
-sys.modules[__name__].__class__ = _CallableModule
-
-
-def _root(store: str | Path | None) -> Path:
-    return Path(store or os.environ.get("CDPO_STORE") or ".cdpo")

@@ -14,7 +14,7 @@ CSV_COLUMNS = (
 
 
 def render_table(collected: Mapping[str, Any], width: int = 160) -> str:
-    """What `cdpo.results.collect` gives, as text at most `width` columns wide (cells wrap; nothing is cut off)."""
+    """What `cdpo.report.collect.collect` gives, as text of at most `width` columns (cells wrap, nothing is cut)."""
     runs, groups = collected["runs"], collected["groups"]
     if not runs:
         return "No runs yet: `cdpo execute` makes some.\n"
@@ -129,7 +129,7 @@ def _reward_model_lines(models: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def render_comparison(compared: Mapping[str, Any], width: int = 160) -> str:
-    """What `cdpo.results.compare` gives, as text."""
+    """What `cdpo.report.collect.compare` gives, as text."""
     metrics = compared["metrics"]
     title = f"{compared['a']} minus {compared['b']}, paired by prompt"
     parts: list[Any] = [title, _difference_table(metrics), ""]

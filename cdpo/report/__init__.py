@@ -1,0 +1,1 @@
+"""What finished steps measured: read, averaged over seeds, compared, shown."""

@@ -1,0 +1,53 @@
+"""`cdpo.results()` and `cdpo.responses()`: what a store holds as pandas data frames."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cdpo.errors import UsageError
+from cdpo.report.collect import collect, find_named
+from cdpo.report.reading import Reader
+from cdpo.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def results(tag: str | None = None, store: str | Path | None = None) -> "pd.DataFrame":
+    """One row per run: what it is, its parameters, and for each metric `NAME`, `NAME/low`, `NAME/high`, `NAME/n`.
+
+    `store` is the store's folder; by default `$CDPO_STORE`, or `./.cdpo`.
+    """
+    import pandas as pd
+
+    rows = []
+    for run in collect(_root(store), tag)["runs"]:
+        row = {name: run[name] for name in ("name", "tag", "seed", "method", "model", "dataset", "state")}
+        row |= run["params"]
+        for name, value in run["metrics"].items():
+            row |= {name: value["mean"], **{f"{name}/{part}": value[part] for part in ("low", "high", "n")}}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def responses(run: str, tag: str | None = None, store: str | Path | None = None) -> "pd.DataFrame":
+    """What a run answered, one row per prompt, with its scores beside it where there are any.
+
+    Raises UsageError for a run that is unknown, ambiguous, or has generated nothing yet.
+    """
+    import pandas as pd
+
+    reader = Reader(Store(_root(store)))
+    chosen = find_named(run, [reader.run(ref) for ref in reader.store.read_refs(tag)], "run")
+    made = {gives: folder for gives, folder in chosen.folders if gives in ("responses", "scores")}
+    if "responses" not in made:
+        raise UsageError(f"the run {chosen.label} has generated nothing yet; `cdpo status` says what is missing")
+    table = pd.read_parquet(made["responses"] / "out" / "responses.parquet")
+    if "scores" in made:
+        scores = pd.read_parquet(made["scores"] / "out" / "scores.parquet")
+        table = table.merge(scores, on=["split", "prompt_id"], how="left", validate="one_to_one")
+    return table
+
+
+def _root(store: str | Path | None) -> Path:
+    return Path(store or os.environ.get("CDPO_STORE") or ".cdpo")
