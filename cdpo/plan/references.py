@@ -105,7 +105,7 @@ class References:
         return {"folder": str(folder[0]), "sha256": digest(content)}
 
     def _exists(self, name: str) -> bool:
-        return (self.beside / name).is_dir() or Path(name).is_dir()
+        return any((room / name).is_dir() for room in (Path(), self.beside, self.beside.parent))
 
     def _find(self, text: str) -> list[Path]:
         try:
