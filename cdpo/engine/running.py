@@ -57,7 +57,9 @@ class Adopted:
         self.attempt, self.place = found.get("attempt", 1), found.get("place", "")
         self.started = found["started"]
         self.log = self.work / f"attempt-{self.attempt}.log"
-        self.orphan = self.orphan or not is_alive(found.get("supervisor"))
+        # Only a worker that lives can lose its execution: one that failed under its eyes is followed by its end too.
+        if is_alive(self.worker):
+            self.orphan = self.orphan or not is_alive(found.get("supervisor"))
 
     def record(self) -> dict[str, Any]:
         assert self.worker is not None
