@@ -76,12 +76,11 @@ class Project:
                 self.store.write_ref(run.tag, run.name, value)
         write_plan(self.store.root, plan, prep)
 
-    def current(self, say: Say, prepare: Callable[[Plan], dict[str, Any]]) -> Plan:
-        """The frozen plan if nothing changed since; otherwise it is planned, prepared and frozen anew, and said so."""
-        plan = self.plan()
+    def keep_current(self, plan: Plan, say: Say, prepare: Callable[[Plan], dict[str, Any]]) -> None:
+        """See that `plan`, as the files stand now, is prepared and frozen; says so where that must be done (anew)."""
         frozen = read_plan(self.store.root, self.tasks)
         if frozen is not None and self._still(frozen[0], plan):
-            return plan
+            return
         if frozen is not None:
             changed = changed_files(frozen[0], plan)
             why = ", ".join(changed[:5]) + (" and more" if len(changed) > 5 else "") if changed else "cdpo itself"
@@ -89,7 +88,6 @@ class Project:
         else:
             say(f"{self.tasks} has no plan yet: preparing it first")
         self.freeze(plan, prepare(plan))
-        return plan
 
     def _still(self, before: Plan, now: Plan) -> bool:
         """Whether a frozen plan stands for the same runs and steps, with their references in place."""

@@ -63,9 +63,10 @@ def execute(
     if smoke:
         return _smoke(project, display)
     devices = project.devices()
-    plan = project.current(say, lambda plan: prepare(project, plan, devices, make_display(display)))
+    plan = project.plan()
     keys = chosen_keys(plan, only, runs)
     refuse_unrunnable(plan, keys)
+    project.keep_current(plan, say, lambda plan: prepare(project, plan, devices, make_display(display)))
     outcome = LocalEngine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
     if outcome.interrupted:
         say(f"interrupted; go on with: {command('execute', project)}")

@@ -96,7 +96,9 @@ def current(project: Project) -> tuple[Plan, list[str], int]:
         prepared.append(plan)
         return {"lengths": {}}
 
-    return project.current(said.append, prepare), said, len(prepared)
+    plan = project.plan()
+    project.keep_current(plan, said.append, prepare)
+    return plan, said, len(prepared)
 
 
 def test_a_plan_is_frozen_once_and_made_anew_when_files_changed(project: Project, folder: Folder) -> None:
