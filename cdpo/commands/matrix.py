@@ -13,6 +13,7 @@ import click
 
 from cdpo.errors import UsageError
 from cdpo.plan.graph import Plan
+from cdpo.plan.names import count
 from cdpo.plan.states import StepState, states, summary
 from cdpo.project import Project
 
@@ -36,10 +37,11 @@ def prep(project: Project, display: Any) -> None:
         say(line)
     if display != "json":
         click.echo(plan_table(plan, _states(project, plan)))
-        unavailable = {step.unavailable for step in plan.steps.values() if step.unavailable}
-        if unavailable:
-            say("not runnable by this release: " + "; ".join(sorted(unavailable)))
-        click.echo(f"prepared {len(plan.runs)} runs; `{command('execute', project)}` runs them")
+        obstacles = _obstacles(plan, set(plan.steps))
+        if obstacles:
+            click.echo(f"prepared {count(len(plan.runs), 'run')}; not all can be run: {'; '.join(obstacles)}")
+        else:
+            click.echo(f"prepared {count(len(plan.runs), 'run')}; next: {command('execute', project)}")
 
 
 def show_plan(project: Project, as_json: bool) -> None:
@@ -116,10 +118,27 @@ def chosen_keys(plan: Plan, only: str | None, runs: tuple[str, ...]) -> set[str]
 
 def refuse_unrunnable(plan: Plan, keys: set[str] | None) -> None:
     """Raise UsageError where a wanted step cannot be run by this release, or without resolving a reference."""
-    wanted = plan.steps if keys is None else keys
-    obstacles = {plan.steps[key].unavailable or plan.steps[key].unresolved for key in wanted} - {None}
+    obstacles = _obstacles(plan, set(plan.steps) if keys is None else keys)
     if obstacles:
-        raise UsageError("this plan cannot be run:\n  " + "\n  ".join(sorted(filter(None, obstacles))))
+        raise UsageError("this plan cannot be run:\n  " + "\n  ".join(obstacles))
+
+
+def _obstacles(plan: Plan, keys: set[str]) -> list[str]:
+    """Why some of `keys` cannot be run: the reasons of the first steps on the way to them that cannot."""
+    found: set[str] = set()
+    seen: set[str] = set()
+    waiting = list(keys)
+    while waiting:
+        step = plan.steps[waiting.pop()]
+        reason = step.unavailable or step.unresolved
+        if reason is None or step.key in seen:
+            continue
+        seen.add(step.key)
+        above = [key for key in step.parents if plan.steps[key].unavailable or plan.steps[key].unresolved]
+        waiting.extend(above)
+        if not above:
+            found.add(reason)
+    return sorted(found)
 
 
 def plan_json(plan: Plan, found: dict[str, StepState]) -> dict[str, Any]:
@@ -145,7 +164,8 @@ def plan_table(plan: Plan, found: dict[str, StepState], more: Iterable[str] = ()
     width = max([len("stage"), *(len(row.stage) for row in rows)])
     lines = [f"{'stage':<{width}} {'total':>7} {'cached':>7} {'run':>7}   why"]
     lines += [f"{row.stage:<{width}} {row.total:>7} {row.cached:>7} {row.run:>7}   {row.why}".rstrip() for row in rows]
-    return "\n".join([*lines, f"{len(plan.runs)} runs, {len(plan.steps)} steps", *more])
+    total = f"{count(len(plan.runs), 'run')}, {count(len(plan.steps), 'step')}"
+    return "\n".join([*lines, total, *more])
 
 
 def _states(project: Project, plan: Plan) -> dict[str, StepState]:

@@ -21,6 +21,11 @@ def show_value(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def count(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def safe(text: str) -> str:
     """`text` as a part of a file name: what a path or a shell could trip over becomes `-`; never empty, never hidden.
 
