@@ -1,8 +1,10 @@
 """The command line: every command a few lines that call into the rooms. Only click is imported before one is chosen."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -56,8 +58,11 @@ def cli(debug: bool, configs: str | None, store: str | None) -> None:
 def prep(tasks: str | None, configs: str | None, store: str | None, display: str) -> None:
     """Validate, prepare the data, freeze the plan."""
     from cdpo.commands.matrix import prep as run
+    from cdpo.commands.matrix import resumable
 
-    run(project_of(configs, store, tasks), display)
+    project = project_of(configs, store, tasks)
+    with resumable("prep", project):
+        run(project, display)
 
 
 @cli.command()
@@ -89,8 +94,11 @@ def execute(
 ) -> None:
     """Run the plan: every step once, whatever was killed before."""
     from cdpo.commands.matrix import execute as run
+    from cdpo.commands.matrix import resumable
 
-    sys.exit(run(project_of(configs, store, tasks), display, only, runs, fail_fast, smoke))
+    project = project_of(configs, store, tasks)
+    with resumable("execute", project):
+        sys.exit(run(project, display, only, runs, fail_fast, smoke))
 
 
 @cli.command()
@@ -265,6 +273,16 @@ one_run("evalreward", ["SFT", "DPO", "GEN", "EVALREWARD"], "SFT", "Score one pol
 
 def main() -> None:
     """The console script: exit codes 0, 1, 2 and 130; a traceback only with --debug or CDPO_DEBUG=1."""
+    _open_streams()
+    told: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -287,6 +305,26 @@ def main() -> None:
             raise
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if told:
+            # a library whose import was interrupted calls it an error of its own
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        if not isinstance(error, OSError) or os.environ.get("CDPO_DEBUG"):
+            raise
+        click.echo(f"{error.filename}: {error.strerror}" if error.filename else str(error), err=True)
+        sys.exit(1)
+
+
+def _open_streams() -> None:
+    """Give a program that was started without stdin, stdout or stderr (`>&-`) the null device in their place.
+
+    Otherwise the next file that is opened, a lock for one, gets their number, and what is printed goes into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 if __name__ == "__main__":

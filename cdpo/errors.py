@@ -16,5 +16,9 @@ class UsageError(CdpoError):
     exit_code = 2
 
 
+class DamagedFile(CdpoError, ValueError):
+    """A file that cdpo wrote is no longer what it wrote: cut short, edited, or of another program."""
+
+
 class StepError(CdpoError):
     """A step cannot go on, for a reason that its pipeline can name (bad rows, a model that does not fit, ...)."""

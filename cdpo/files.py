@@ -1,11 +1,14 @@
 """Files that are whole or absent: written beside their place, flushed to disk, then renamed into it."""
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from cdpo.errors import DamagedFile
 
 
 def fsync_path(path: Path) -> None:
@@ -31,6 +34,10 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        # a full disk is told without a name
+        raise OSError(error.errno, error.strerror, str(path)) from None
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -43,18 +50,38 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises DamagedFile, which names the file, where it is not JSON."""
     with open(path, encoding="utf-8") as stream:
-        return json.load(stream)
+        try:
+            return json.load(stream)
+        except ValueError as error:
+            raise DamagedFile(f"{path}: damaged, it cannot be read ({error}); restore it, or remove it") from None
 
 
 def append_json(path: Path, value: Any) -> None:
-    """Append one line. One `write` of a short line to a file opened for appending is not torn by other writers."""
-    line = json.dumps(value, ensure_ascii=False) + "\n"
+    """Append one line. One `write` of a short line to a file opened for appending is not torn by other writers.
+
+    Raises OSError where the disk has no room for the whole line, and takes back the part that it took.
+    """
+    line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode())
+        append_whole(descriptor, line)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(path)) from None
     finally:
         os.close(descriptor)
+
+
+def append_whole(descriptor: int, line: bytes) -> None:
+    """Write `line` to a file opened for appending, or nothing of it: a full disk takes a part without complaint."""
+    written = os.write(descriptor, line)
+    if written == len(line):
+        return
+    end = os.lseek(descriptor, 0, os.SEEK_CUR)
+    if os.fstat(descriptor).st_size == end:
+        os.ftruncate(descriptor, end - written)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:

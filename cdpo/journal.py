@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cdpo.errors import StepError
+from cdpo.files import append_whole
 
 if TYPE_CHECKING:
     from cdpo.step import Step
@@ -39,7 +40,7 @@ class Journal:
         for line in self._stream.read().splitlines(keepends=True):
             try:
                 key, value = json.loads(line)
-            except ValueError:
+            except (ValueError, TypeError):
                 break
             if not line.endswith(b"\n"):
                 break
@@ -48,7 +49,7 @@ class Journal:
         return whole
 
     def append(self, key: str, value: Any) -> None:
-        self._stream.write(json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
+        append_whole(self._stream.fileno(), json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
         self.items[key] = value
 
     def __contains__(self, key: str) -> bool:

@@ -30,6 +30,8 @@ class Project:
         """`--configs`, `$CDPO_CONFIGS` or `./configs`; `--store`, `$CDPO_STORE` or `./.cdpo`."""
         configs_path = Path(configs or os.environ.get("CDPO_CONFIGS") or "configs")
         store_path = Path(store or os.environ.get("CDPO_STORE") or ".cdpo")
+        if store_path.exists() and not store_path.is_dir():
+            raise UsageError(f"{store_path} is a file, and the store is a folder; name another one with --store")
         return cls(configs_path, Store(store_path), Path(tasks) if tasks else configs_path / "tasks.yaml")
 
     def devices(self) -> Devices:
@@ -118,7 +120,7 @@ def find_steps(project: Project, text: str) -> dict[str, tuple[str, Path | None]
     for short, folder in store.finished().items():
         label = f"{folder.parent.name}/{folder.name}"
         if short.startswith(text) or text.startswith(short) or text in (label, folder.name) or _part(text, label):
-            found[store.manifest(folder)["key"]] = (label, folder)
+            found[store.full_key(folder)] = (label, folder)
     for path in sorted(store.plans.glob("*.json")) if store.plans.is_dir() else []:
         for step in read_json(path)["steps"]:
             label = f"{step['pipeline']}/{step['name']}-{step['key'][:12]}"

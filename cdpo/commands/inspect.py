@@ -84,7 +84,7 @@ def why(project: Project, text: str) -> None:
     others = [
         (other, differences(described, manifest))
         for other in project.store.finished().values()
-        if other.parent.name == described["pipeline"] and other != folder
+        if other.parent.name == described["pipeline"] and other != folder and project.store.intact(other) is None
         for manifest in [project.store.manifest(other)]
     ]
     if not others:

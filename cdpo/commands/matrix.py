@@ -1,10 +1,11 @@
 """prep, plan, execute: from the tasks file to finished steps."""
 
+import contextlib
 import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,19 @@ DisplayKind = Literal["auto", "rich", "plain", "json"]
 
 
 def say(text: str) -> None:
-    click.echo(text, err=True)
+    # that nobody reads it changes nothing of what was done
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def resumable(name: str, project: Project) -> Iterator[None]:
+    """Where the user interrupts, say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; go on with: {command(name, project)}")
+        sys.exit(130)
 
 
 def prep(project: Project, display: Any) -> None:

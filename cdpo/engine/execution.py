@@ -1,5 +1,6 @@
 """One `execute`: starts steps as their parents finish, watches workers (its own and adopted ones), reports."""
 
+import contextlib
 import heapq
 import shutil
 import signal
@@ -71,7 +72,9 @@ class Execution:
     def run(self) -> Outcome:
         began = time.monotonic()
         self._open()
-        with self.signals, supervisors.registered(self.store):
+        # where nothing is to be done nothing is written, so that a read-only store will do
+        listed = supervisors.registered(self.store) if self.selection.todo else contextlib.nullcontext()
+        with self.signals, listed:
             self._reached()
             while True:
                 self._obey()
@@ -86,7 +89,7 @@ class Execution:
                 self._reap()
                 self._follow()
                 self._listen()
-                self.reporter.display.tick()
+                self.reporter.tick()
         self.reporter.emit(
             "finished",
             done=len(self.outcome.done),
@@ -150,6 +153,13 @@ class Execution:
             if place is None:
                 return
             heapq.heappop(self.ready)
+            gone = next((parent for parent in step.parents if not self._there(parent)), None)
+            if gone is not None:
+                self.slots.give(place)
+                text = f"its input {self.paths[gone]} was removed meanwhile; `cdpo execute` makes both"
+                self._begun(key)
+                self._failed(key, {"reason": text})
+                continue
             lock = self.store.lock(key)
             if lock is None:
                 self.slots.give(place)
@@ -194,6 +204,13 @@ class Execution:
         needed = key in self.selection.evicted
         return None if needed and self.store.is_evicted(path) else path
 
+    def _there(self, key: str) -> bool:
+        """Whether a finished step is still in its place, or (made again meanwhile) in another one."""
+        if not self.paths[key].exists():
+            step = self.plan.steps[key]
+            self.paths[key] = self.store.look(step.pipeline, step.name, key) or self.paths[key]
+        return self.paths[key].exists()
+
     def _sweep_locked(self, key: str, lock: int) -> None:
         shutil.rmtree(self.store.work(key), ignore_errors=True)
         self.store.unlock(key, lock)
@@ -220,6 +237,8 @@ class Execution:
             code = each.worker.poll()
             if code is None:
                 continue
+            # what it started and left behind would hold its lock, and its memory
+            signal_group(each.worker.pid, signal.SIGKILL)
             self.reporter.listen(key, each)
             del self.running[key]
             self.slots.give(each.place)

@@ -4,6 +4,7 @@ The engine only starts and watches. A worker holds its step's lock, publishes by
 the engine knows of it is read from the store, so that nothing is lost when the engine is killed.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,8 @@ class LocalEngine:
         try:
             return execution.run()
         finally:
-            self.display.close()
+            with contextlib.suppress(OSError):
+                self.display.close()
 
     def _named_modules(self, todo: list[str]) -> Mapping[str, str]:
         if self._modules is not None or not todo:

@@ -1,6 +1,8 @@
 """Says what happens: to the display, and to the store's history."""
 
+import contextlib
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cdpo.engine.display import Display, Silent
@@ -26,14 +28,22 @@ class Reporter:
             step = self.plan.steps[key]
             whole |= {"key": key, "pipeline": step.pipeline, "name": step.name}
         whole |= fields
-        try:
-            self.display.show(whole)
-        except BrokenPipeError:
-            # nobody looks any more (`cdpo execute | head`); the work goes on
-            self.display = Silent()
+        self._shown(lambda: self.display.show(whole))
         # workers write their own `step_done`, whoever watches; progress stays beside the step
         if event not in ("step_progress", "step_done"):
-            self.store.append_event(whole)
+            # a full disk must not end the execution, which alone can say what failed because of it
+            with contextlib.suppress(OSError):
+                self.store.append_event(whole)
+
+    def tick(self) -> None:
+        self._shown(self.display.tick)
+
+    def _shown(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except OSError:
+            # nobody looks any more (`cdpo execute | head`, a full disk behind `>`, a lost terminal); the work goes on
+            self.display = Silent()
 
     def listen(self, key: str, each: Running | Adopted) -> None:
         """Pass on what a worker said since the last time: its notes, and the latest of its progress."""

@@ -15,11 +15,17 @@ from cdpo.engine.words import duration, eta, label, line, progress
 STYLES = {"step_failed": "bold red", "step_blocked": "yellow", "note": "yellow", "step_adopted": "cyan"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the whole program; an execution goes on without its display."""
+        raise BrokenPipeError
+
+
 class Rich:
     """Failures, blocked steps and notes are printed above; what runs is redrawn below them."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self.console = Console(file=stream, highlight=False)
+        self.console = _Console(file=stream, highlight=False)
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
         #: key -> the step's start event, its latest progress, and when it began
         self._rows: dict[str, tuple[Mapping[str, Any], Mapping[str, Any] | None, float]] = {}

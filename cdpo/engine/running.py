@@ -1,5 +1,6 @@
 """Workers that an execution watches: its own children, and those that another one started."""
 
+import contextlib
 import signal
 import subprocess
 import time
@@ -69,7 +70,9 @@ class Adopted:
 
 def _keep(work: Path, log: Path | None, said: dict[str, Any]) -> dict[str, Any]:
     whole = {"time": round(time.time(), 3), **said, "log": str(log), "tail": tail(log) if log else []}
-    write_json(work / "failure.json", whole, durable=False)
+    # it is shown even where the disk is full, and `status` is then told of no failure
+    with contextlib.suppress(OSError):
+        write_json(work / "failure.json", whole, durable=False)
     return whole
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cdpo.engine.process import identity, is_alive
+from cdpo.errors import DamagedFile
 from cdpo.files import read_json, write_json
 from cdpo.store import Store
 
@@ -14,8 +15,11 @@ from cdpo.store import Store
 @contextmanager
 def registered(store: Store) -> Iterator[None]:
     """Be listed as an execution on `store`."""
+    living(store)
     path = store.root / "executing" / f"{socket.gethostname()}-{os.getpid()}.json"
-    write_json(path, {**identity(), "host": socket.gethostname()}, durable=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    who = {**identity(), "host": socket.gethostname(), "folder": _folder(store)}
+    write_json(path, who, durable=False)
     try:
         yield
     finally:
@@ -30,10 +34,20 @@ def living(store: Store) -> list[dict[str, Any]]:
             who = read_json(path)
         except FileNotFoundError:
             continue
+        except DamagedFile:
+            path.unlink(missing_ok=True)
+            continue
         if who["host"] != socket.gethostname():
             continue
-        if is_alive(who):
+        # a trace that came with a copy of the store is of an execution on the original
+        if is_alive(who) and who.get("folder") == _folder(store):
             found.append(who)
         else:
             path.unlink(missing_ok=True)
     return found
+
+
+def _folder(store: Store) -> list[int]:
+    """What the store's folder is whatever it is called, and no copy of it."""
+    there = os.stat(store.root)
+    return [there.st_dev, there.st_ino]

@@ -1,9 +1,11 @@
 """What a running step says: its progress and notes, and the end of its log when it fails."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cdpo.errors import DamagedFile
 from cdpo.files import read_json
 
 #: lines of a log that a failure shows
@@ -30,7 +32,9 @@ class Follower:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         for text in whole.splitlines():
-            yield json.loads(text)
+            # a line that a full disk or a kill cut short tells nothing, and must not end whoever reads
+            with contextlib.suppress(ValueError):
+                yield json.loads(text)
 
 
 def last_progress(path: Path) -> dict[str, Any] | None:
@@ -45,8 +49,9 @@ def last_progress(path: Path) -> dict[str, Any] | None:
         return None
     for text in reversed(lines):
         if text.endswith(b"\n") and b'"progress"' in text and text.startswith(b"{"):
-            event: dict[str, Any] = json.loads(text)
-            return event
+            with contextlib.suppress(ValueError):
+                event: dict[str, Any] = json.loads(text)
+                return event
     return None
 
 
@@ -74,6 +79,7 @@ def failure(work: Path) -> dict[str, Any] | None:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = read_json(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedFile):
+        # written for whoever watches, not flushed to disk: lost where the machine went down
         return None
     return found

@@ -1,10 +1,12 @@
 """What a plan would cost in time and disk, by what finished steps of the same pipelines took."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from cdpo.errors import DamagedFile
 from cdpo.plan.graph import PlannedStep
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ def estimate_lines(store: "Store", todo: Sequence[PlannedStep]) -> list[str]:
     for folder in store.finished().values():
         finished.setdefault(folder.parent.name, []).append(folder)
     for pipeline, count in counts.items():
-        past = [store.manifest(folder) for folder in finished.get(pipeline, [])[:SAMPLE]]
+        past = []
+        for folder in finished.get(pipeline, [])[:SAMPLE]:
+            with contextlib.suppress(OSError, DamagedFile):
+                past.append(store.manifest(folder))
         if not past:
             unknown.append(pipeline)
             continue

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdpo.errors import DamagedFile
 from cdpo.files import read_json
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.identity import input_identity
@@ -29,26 +30,40 @@ def states(plan: Plan, finished: Mapping[str, Path], code: Callable[[], str] | N
     today = code() if code else None
     for step in plan.steps.values():
         folder = finished.get(step.key[:12])
-        if folder is not None:
-            found[step.key] = StepState(CACHED, _cached_why(folder, today))
+        why = None if folder is None else _cached_why(folder, today)
+        if why is not None:
+            found[step.key] = StepState(CACHED, why)
         elif step.unavailable:
             found[step.key] = StepState(UNAVAILABLE, step.unavailable)
         elif step.unresolved:
             found[step.key] = StepState(UNRESOLVED, step.unresolved)
         elif any(found[parent].state != CACHED for parent in step.parents):
             found[step.key] = StepState(RUN, "parent is new")
+        elif folder is not None:
+            found[step.key] = StepState(RUN, "damaged, made again")
         else:
             found[step.key] = StepState(RUN, seen.news(step))
     return found
 
 
-def _cached_why(folder: Path, today: str | None) -> str:
+def _cached_why(folder: Path, today: str | None) -> str | None:
+    """What is to be said about a finished step; None where its manifest is damaged."""
     if (folder / "evicted").exists():
         return "weights evicted; remade if a step needs them"
     if today is None:
         return ""
-    code = read_json(folder / "manifest.json").get("code")
-    return "" if code in (None, today) else "computed by other code"
+    manifest = _manifest(folder)
+    if manifest is None:
+        return None
+    return "" if manifest.get("code") in (None, today) else "computed by other code"
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = read_json(folder / "manifest.json")
+    except (OSError, DamagedFile):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class _Seen:
@@ -58,8 +73,9 @@ class _Seen:
         self.values: dict[str, dict[str, set[str]]] = {name: {} for name in wanted}
         for folder in finished.values():
             pipeline = folder.parent.name
-            if pipeline in self.values:
-                for name, value in features(read_json(folder / "manifest.json")).items():
+            manifest = _manifest(folder) if pipeline in self.values else None
+            if manifest is not None:
+                for name, value in features(manifest).items():
                     self.values[pipeline].setdefault(name, set()).add(show_value(value))
 
     def news(self, step: PlannedStep) -> str:

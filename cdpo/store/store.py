@@ -16,10 +16,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cdpo.errors import CdpoError
+from cdpo.errors import CdpoError, DamagedFile
 from cdpo.files import append_json, read_json, write_json
 from cdpo.store import locks, publish
 from cdpo.store.names import folder_name, key_of, safe_name, short
+
+#: what every manifest has
+MANIFEST_FIELDS = frozenset(("key", "pipeline", "name", "seconds", "outputs"))
 
 
 class Store:
@@ -64,14 +67,18 @@ class Store:
         return place if place.exists() else self.find(key, pipeline)
 
     def manifest(self, path: Path) -> dict[str, Any]:
-        """The manifest of a finished step's folder."""
-        found: dict[str, Any] = read_json(path / publish.MANIFEST)
+        """The manifest of a finished step's folder. Raises DamagedFile where it is none."""
+        found = read_json(path / publish.MANIFEST)
+        if not isinstance(found, dict) or not found.keys() >= MANIFEST_FIELDS:
+            raise DamagedFile(
+                f"{path / publish.MANIFEST}: damaged, it cannot be read as one; `cdpo execute` makes the step again"
+            )
         return found
 
     def full_key(self, path: Path) -> str:
         """The whole key of a finished step; its step.json is asked where the manifest is damaged."""
         for name in (publish.MANIFEST, "step.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 return str(read_json(path / name)["key"])
         raise CdpoError(f"{path}: neither its manifest nor its step.json can be read; remove the folder by hand")
 
@@ -85,13 +92,15 @@ class Store:
         """
         try:
             outputs = (manifest or self.manifest(path))["outputs"]
-        except (OSError, ValueError, KeyError) as error:
+        except DamagedFile as error:
+            return str(error)
+        except OSError as error:
             return f"{path / publish.MANIFEST}: cannot be read ({error})"
         gone: set[str] | None = None
         for name, wanted in outputs.items():
             try:
                 size = os.stat(f"{path}/out/{name}").st_size
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 if gone is None:
                     gone = set(read_json(path / publish.EVICTED)["files"]) if self.is_evicted(path) else set()
                 if name in gone:

@@ -25,6 +25,10 @@ def run(step):
         raise ValueError(params["raise"])
     if params.get("refuse"):
         raise StepError(params["refuse"])
+    if params.get("leave"):
+        if os.fork() == 0:
+            time.sleep(60)
+        raise ValueError("left a child behind")
     if params.get("exit"):
         print("the last words", file=sys.stderr, flush=True)
         os._exit(params["exit"])

@@ -1,0 +1,100 @@
+"""Disks that are full or read-only, damaged files, closed streams, interruptions: told in a line, never a traceback."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CDPO = [sys.executable, "-m", "cdpo.cli"]
+
+
+@pytest.fixture
+def copied(project: Path, tmp_path: Path) -> Path:
+    shutil.copytree(project, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def said(*words: str, cwd: Path) -> tuple[int, str]:
+    done = subprocess.run([*CDPO, *words], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def of(folder: Path, pipeline: str) -> Path:
+    return next((folder / ".cdpo" / "steps" / pipeline).iterdir())
+
+
+@pytest.mark.parametrize("text", ['{"bro', "[]", ""])
+def test_a_damaged_manifest_is_told_by_every_command(copied: Path, text: str) -> None:
+    step = of(copied, "RM")
+    (step / "manifest.json").write_text(text)
+    code, shown = said("plan", cwd=copied)
+    assert code == 0
+    assert "damaged" in shown
+    key = step.name[-12:]
+    for words in (["status"], ["why", of(copied, "SFT").name[-12:]], ["logs", key], ["gc"]):
+        assert said(*words, cwd=copied)[0] == 0, words
+    assert said("redo", key, cwd=copied)[0] == 0
+    assert not step.exists()
+
+
+def test_a_damaged_plan_or_reference_is_named(copied: Path) -> None:
+    plan = next((copied / ".cdpo" / "plans").iterdir())
+    plan.write_text('{"bro')
+    for words in (["gc"], ["why", "abc"], ["clear", "-t", "first", "-y"], ["status"]):
+        code, shown = said(*words, cwd=copied)
+        assert code in (1, 2)
+        assert plan.name in shown
+    plan.unlink()
+    ref = next((copied / ".cdpo" / "refs" / "first").iterdir())
+    ref.write_text("")
+    code, shown = said("gc", cwd=copied)
+    assert code == 1
+    assert ref.name in shown
+
+
+def test_a_store_that_is_a_file(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command in ("prep", "status", "gc", "stop", "results"):
+        code, shown = said(command, "--store", str(tmp_path / "file"), cwd=project)
+        assert code == 2
+        assert "is a file" in shown
+
+
+def test_a_folder_in_the_place_of_a_file_is_an_error_in_one_line(copied: Path) -> None:
+    shutil.rmtree(copied / ".cdpo" / "plans")
+    (copied / ".cdpo" / "plans").touch()
+    code, shown = said("prep", cwd=copied)
+    assert code == 1
+    assert str(copied / ".cdpo" / "plans") in shown
+
+
+@pytest.mark.parametrize("closed", ["0<&-", ">&-", "0<&- >&- 2>&-", ">/dev/full", ">/dev/full --display rich"])
+def test_closed_and_full_streams_stop_no_step(copied: Path, closed: str) -> None:
+    shutil.rmtree(of(copied, "PREP"))
+    command = f"{sys.executable} -m cdpo.cli execute --only PREP {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=copied, timeout=120, check=False, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert len(list((copied / ".cdpo" / "steps" / "PREP").iterdir())) == 1
+    assert not list((copied / ".cdpo" / "work").iterdir())
+    if "full" not in closed:
+        assert done.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["prep", "execute"])
+def test_an_interruption_before_any_step_says_how_to_go_on(copied: Path, command: str, number: int) -> None:
+    # planning waits for as long as nobody writes to this pipe
+    tasks = copied / "configs" / "waiting.yaml"
+    os.mkfifo(tasks)
+    process = subprocess.Popen([*CDPO, command, str(tasks)], cwd=copied, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    process.send_signal(number)
+    _, shown = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"interrupted; go on with: cdpo {command}" in shown
