@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 
 def redo(project: Project, text: str) -> None:
+    from cdpo.store.names import short
+    from cdpo.store.removal import being_read
+
     key, folder = project.find_step(text)
     if folder is None:
         raise CdpoError(f"step {key[:12]} is not finished; `cdpo execute` makes it")
+    if short(key) in being_read(project.store):
+        raise CdpoError(f"{folder}: a step that runs now reads it; wait, or `cdpo stop`")
     aside = project.store.discard(key)
     click.echo(f"set aside: {aside}\nthe next `cdpo execute` makes it again")
 
@@ -64,7 +69,7 @@ def _delete(project: Project, found: "list[Removal]", yes: bool) -> None:
     click.echo(f"deleted {len(gone)} of {len(found)}")
     for each in found:
         if each not in gone:
-            click.echo(f"left alone, being made now: {each.path}")
+            click.echo(f"left alone, being made or read now: {each.path}")
 
 
 def init(folder: str) -> None:

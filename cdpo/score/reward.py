@@ -75,7 +75,7 @@ def score_by_plugin(
             continue
         try:
             rewards = list(function([pairs[at][0] for at in batch], [pairs[at][1] for at in batch]))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise StepError(f"the reward function {name} failed: {type(error).__name__}: {error}") from error
         if len(rewards) != len(batch):
             raise StepError(f"the reward function {name} gave {len(rewards)} rewards for {len(batch)} responses")

@@ -52,13 +52,13 @@ def plan_clear(store: Store, tag: str) -> list[Removal]:
         for ref in refs
         for path in [store.ref_path(tag, ref["name"])]
     ]
-    alone = {key for key in mine - others if short(key) not in _being_read(store)}
+    alone = {key for key in mine - others if short(key) not in being_read(store)}
     steps = store.finished()
     for key in sorted(alone, key=lambda each: str(steps.get(short(each), ""))):
         folder = steps.get(short(key))
         if folder is not None:
             found.append(Removal("step", folder, size_of(folder), f"only tag {tag} needs it", key))
-        if store.work(key).exists():
+        if store.work(key).exists() and not store.is_locked(key):
             found.append(Removal("work", store.work(key), size_of(store.work(key)), "its unfinished attempts", key))
     return found
 
@@ -71,7 +71,7 @@ def plan_gc(store: Store, weights: Collection[str] = ()) -> list[Removal]:
     needed = {short(key) for ref in store.read_refs() for key in ref["steps"]}
     for path in store.plans.glob("[!.]*.json"):
         needed.update(short(step["key"]) for step in read_json(path)["steps"])
-    steps, read = store.finished(), _being_read(store)
+    steps, read = store.finished(), being_read(store)
     found = [
         Removal("step", path, size_of(path), "no run and no plan has it", key)
         for key, path in sorted(steps.items(), key=lambda each: each[1])
@@ -103,7 +103,7 @@ def plan_gc(store: Store, weights: Collection[str] = ()) -> list[Removal]:
 
 
 def remove(store: Store, removals: Iterable[Removal]) -> Iterator[Removal]:
-    """Carry out `removals`, yielding each that was; one whose step is being made now is left alone."""
+    """Carry out `removals`, yielding each that was; one whose step is being made, or read, now is left alone."""
     for each in removals:
         if each.key is None:
             _delete(store, each.path)
@@ -112,6 +112,10 @@ def remove(store: Store, removals: Iterable[Removal]) -> Iterator[Removal]:
         full = each.key if each.kind == "work" else store.full_key(each.path)
         lock = store.lock(full)
         if lock is None:
+            continue
+        if each.kind != "work" and short(full) in being_read(store):
+            # since it was planned, while the user was asked
+            store.unlock(full, lock)
             continue
         try:
             if each.kind == "weights":
@@ -141,7 +145,7 @@ def evict(store: Store, path: Path) -> int:
     return freed
 
 
-def _being_read(store: Store) -> set[str]:
+def being_read(store: Store) -> set[str]:
     """Keys (12 digits) of the steps that a running step reads."""
     read: set[str] = set()
     for key in store.working():

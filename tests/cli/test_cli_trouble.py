@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cdpo.files import write_json
+from cdpo.store import Store
+
 CDPO = [sys.executable, "-m", "cdpo.cli"]
 
 
@@ -98,3 +101,15 @@ def test_an_interruption_before_any_step_says_how_to_go_on(copied: Path, command
     _, shown = process.communicate(timeout=20)
     assert process.returncode == 130
     assert f"interrupted; go on with: cdpo {command}" in shown
+
+
+def test_redo_leaves_alone_what_a_running_step_reads(copied: Path) -> None:
+    store, sft = Store(copied / ".cdpo"), of(copied, "SFT")
+    write_json(store.work("dd" * 32) / "step.json", {"planned": {"model": {"step": sft.name[-12:]}}})
+    lock = store.lock("dd" * 32)
+    assert lock is not None
+    code, shown = said("redo", sft.name, cwd=copied)
+    assert code == 1
+    assert "a step that runs now reads it" in shown
+    assert sft.exists()
+    store.unlock("dd" * 32, lock)

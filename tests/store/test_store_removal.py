@@ -106,3 +106,15 @@ def test_a_step_in_use_is_not_removed(tmp_path):
     assert [each.kind for each in remove(store, planned)] == ["ref"]
     assert store.find(B) is not None
     store.unlock(B, lock)
+
+
+def test_what_a_step_came_to_read_since_it_was_planned_is_left_alone(tmp_path):
+    store = store_with(tmp_path)
+    planned = [each for each in plan_clear(store, "one") if each.kind == "step"]
+    reader = "dd" * 32
+    write_json(store.work(reader) / "step.json", {"key": reader, "planned": {"model": {"step": B}}})
+    lock = store.lock(reader)
+    assert list(remove(store, planned)) == []
+    assert B[:12] in store.finished()
+    store.unlock(reader, lock)
+    assert list(remove(store, planned)) == planned
