@@ -23,10 +23,11 @@ model: [tiny_hh]
 dataset: [hh]
 tasks:
   - {{pipeline: SFT}}
-  - {{pipeline: DPO, beta: [0.1], learning_rate: 5e-4, max_steps: {steps}, batch_size: 32}}
-SFT: {{learning_rate: 2e-3, max_steps: {sft_steps}, batch_size: 32}}
-RM: {{learning_rate: 1e-3, max_steps: {steps}, batch_size: 32}}
-GEN: {{max_new_tokens: 64, limit: {limit}}}
+  - {{pipeline: DPO, beta: [0.1], learning_rate: 5e-4, max_steps: {steps}, batch_size: 32, max_dropped: 0.1}}
+SFT: {{learning_rate: 2e-3, max_steps: {sft_steps}, batch_size: 32, max_dropped: 0.1}}
+RM: {{learning_rate: 1e-3, max_steps: {steps}, batch_size: 32, max_dropped: 0.1}}
+GEN: {{max_new_tokens: 64, limit: {limit}, max_dropped: 0.1}}
+EVALREWARD: {{max_dropped: 0.2}}
 
 """
 

@@ -71,11 +71,15 @@ class Project:
                     "give this file another tag"
                 )
         for run in plan.runs:
-            fields = ("seed", "method", "model", "dataset", "params", "steps", "marks")
+            fields = ("seed", "method", "model", "dataset", "params", "steps", "marks", "recipe")
             value = {"name": run.name, "tag": run.tag, **{name: getattr(run, name) for name in fields}}
             value["tasks"] = mine
             if known.get((run.tag, run.name)) != value:
                 self.store.write_ref(run.tag, run.name, value)
+        asked = {(run.tag, run.name) for run in plan.runs}
+        for (tag, name), ref in known.items():  # a run by hand is asked for by no file, and stays
+            if ref.get("tasks") == mine and Path(plan.tasks).exists() and (tag, name) not in asked:
+                self.store.write_ref(tag, name, {**ref, "stale": True})
         write_plan(self.store.root, plan, prep)
 
     def keep_current(self, plan: Plan, say: Say, prepare: Callable[[Plan], dict[str, Any]]) -> None:

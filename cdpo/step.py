@@ -23,6 +23,8 @@ from cdpo.seeds import derive_seed, derive_seed32
 
 #: at most one progress event in so many seconds; the first and the last are always written
 PROGRESS_SECONDS = 0.5
+#: and at most one line of the log
+LOG_SECONDS = 5.0
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Step:
     #: this process's rank among `device.processes`; only rank 0 writes events and metrics
     rank: int = 0
     _last_progress: float = field(default=0.0, repr=False)
+    _last_line: float = field(default=0.0, repr=False)
 
     @classmethod
     def read(cls, work: Path, rank: int = 0) -> "Step":
@@ -106,6 +109,10 @@ class Step:
             return
         self._last_progress = now
         self.event("progress", done=done, total=total, unit=unit, **values)
+        if self.rank == 0 and (done == total or now - self._last_line >= LOG_SECONDS):
+            self._last_line = now
+            said = "".join(f"  {name} {value}" for name, value in values.items())
+            print(f"{done}/{total} {unit}{said}", file=sys.stderr, flush=True)
 
     def log_metrics(self, at: int, values: Mapping[str, float]) -> None:
         """One point of the step's curves: `at` counts optimiser steps (or items), names are TRL's."""

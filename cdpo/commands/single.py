@@ -73,6 +73,7 @@ def plan_one(project: Project, name: str, stages: list[str], chosen: dict[str, A
     references = References(tables, project.configs)
     builder = PlanBuilder(tables, references)
     for each in experiments_of(document, tables):
+        each.names_all = True
         builder.add(each)
     return builder.plan(project.store.root / f"{name}-{chosen['tag']}")
 

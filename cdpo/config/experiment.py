@@ -66,6 +66,8 @@ class Experiment:
     settings: dict[str, list[Axis]] = field(default_factory=dict)
     exclude: list[Choice] = field(default_factory=list)
     include: list[Choice] = field(default_factory=list)
+    #: a run's name carries every parameter, not only those that are axes of several values (a run by hand)
+    names_all: bool = False
 
 
 def read_experiments(file: Path, tables: Tables) -> list[Experiment]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cdpo.config.canonical import digest
 from cdpo.config.experiment import Experiment, read_experiments
 from cdpo.config.problems import ConfigError, Problem, YamlPath
 from cdpo.config.tables import Tables, read_tables
@@ -77,6 +78,7 @@ class PlanBuilder:
         tag = point.experiment.tag
         shown = dict(point.shown)
         run = PlannedRun(name, tag, point.seed, point.method, point.model, point.dataset, shown, keys, marks)
+        run.recipe = digest([step.recipe for step in steps])[:16]
         document = point.experiment.document
         if (tag, name) in self.runs:
             if self.runs[tag, name].steps == keys:

@@ -28,6 +28,8 @@ class PlannedStep:
     #: why it cannot be run by this release or without a network; None where it can
     unavailable: str | None = None
     unresolved: str | None = None
+    #: what is computed but for the seeds: equal for steps that differ in nothing else, down to the raw data
+    recipe: str = ""
 
     @property
     def parents(self) -> list[str]:
@@ -54,6 +56,8 @@ class PlannedRun:
     steps: list[str]
     #: things a reader of the scores must know, e.g. that the evaluation reward also trained the policy
     marks: list[str] = field(default_factory=list)
+    #: equal for runs that differ in nothing but their seeds, whatever their names carry
+    recipe: str = ""
 
 
 @dataclass

@@ -79,7 +79,7 @@ def product(experiment: Experiment) -> Iterator[Point]:
             by_pipeline: dict[str, dict[str, Any]] = {}
             for (pipeline, axis), choice in zip(settings, chosen[len(own_names) :], strict=True):
                 by_pipeline.setdefault(pipeline, {})[axis.name] = choice.value
-                if len(axis.choices) > 1:
+                if len(axis.choices) > 1 or experiment.names_all:
                     shown[axis.name if pipeline == task.method else f"{pipeline}.{axis.name}"] = choice.value
             yield Point(
                 experiment=experiment,

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cdpo.config.canonical import digest
 from cdpo.config.experiment import Axis
 from cdpo.config.paths import names_function
 from cdpo.config.problems import Problem, YamlPath
@@ -257,9 +258,17 @@ class RunPlanner:
             step = PlannedStep(
                 key, pipeline.name, name, pipeline.version, resolved.values, inputs, seed, unavailable, unresolved
             )
+            step.recipe = self._recipe(pipeline, resolved.hashed, inputs)
         if all(each.key != step.key for each in self.made):
             self.made.append(step)
         return step
+
+    def _recipe(self, pipeline: Pipeline, hashed: dict[str, Any], inputs: dict[str, Input]) -> str:
+        below = {}
+        for role, given in inputs.items():
+            parent = self._known(given["step"]) if "step" in given else None
+            below[role] = parent.recipe if parent else input_identity(given)
+        return digest([pipeline.name, pipeline.version, hashed, below])[:16]
 
     def _known(self, key: str) -> PlannedStep | None:
         return self.planned.get(key) or next((step for step in self.made if step.key == key), None)

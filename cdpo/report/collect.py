@@ -11,6 +11,7 @@ given is another interval (`between_seeds`). cdpo/stats/ has the rules.
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -80,17 +81,26 @@ class Group:
         self.label = f"{self.tag}/{self.name}"
         self.metrics = list(dict.fromkeys(name for run in self.runs for name in run.metrics))
 
+    def rename(self, name: str) -> None:
+        self.name, self.label = name, f"{self.tag}/{name}"
+
     def having(self, metric: str) -> list[RunScores]:
         return [run for run in self.runs if metric in run.metrics]
 
 
 def _grouped(runs: Iterable[RunScores]) -> list[Group]:
+    """The runs by what they compute but for their seeds: two that only share a name are never averaged."""
     found: dict[str, list[RunScores]] = {}
     for run in runs:
         params = {name: value for name, value in run.params.items() if name != "seed"}
-        identity = canonical_json([run.tag, run.method, run.model, run.dataset, params])
+        identity = canonical_json([run.tag, run.method, run.model, run.dataset, params, run.recipe])
         found.setdefault(identity, []).append(run)
-    return [Group(members) for members in found.values()]
+    groups = [Group(members) for members in found.values()]
+    names = Counter(group.label for group in groups)
+    for group in groups:
+        if names[group.label] > 1:
+            group.rename(f"{group.name}~{group.runs[0].recipe[:6]}")
+    return groups
 
 
 def _common_name(runs: Sequence[RunScores]) -> str:

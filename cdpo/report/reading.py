@@ -13,6 +13,8 @@ from cdpo.store.names import short
 
 #: where training metrics are read when nothing was generated, and where reward models are judged
 EVAL = "eval"
+#: the mark of a run whose tasks file asks for it no more, or asks for something else under its name
+STALE = "no longer in its tasks file; `cdpo clear` removes a tag's runs"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class RunScores:
     #: key of the policy that the run's method trained, and of the one that it was trained from; None for none
     policy: str | None = None
     started_from: str | None = None
+    #: equal for runs that differ in nothing but their seeds
+    recipe: str = ""
     #: equal for runs that are generated from and scored in the same way
     evaluation: str = ""
 
@@ -83,7 +87,8 @@ class Reader:
         names = ("name", "tag", "seed", "method", "model", "dataset", "params", "steps")
         run = RunScores(
             **{name: ref[name] for name in names},
-            marks=list(ref.get("marks", ())),
+            marks=[*ref.get("marks", ()), *([STALE] if ref.get("stale") else [])],
+            recipe=ref.get("recipe", ""),
             state="done" if len(steps) == len(found) else "unfinished",
             folders=[(step.pipeline.gives, step.folder) for step in steps],
         )

@@ -164,3 +164,25 @@ def test_smoke_cuts_every_step_and_keeps_the_data(folder: Folder) -> None:
     assert {step.params["max_steps"] for step in little.steps.values() if "max_steps" in step.params} == {2}
     assert {step.params["limit"] for step in of(little, "GEN")} == {8}
     assert len(little.runs) == len(whole.runs)
+
+
+def test_a_run_that_the_file_asks_for_no_more_is_marked_and_one_that_came_back_is_not(project: Project) -> None:
+    first, _, _ = current(project)
+    before = {run.name for run in first.runs}
+    text = project.tasks.read_text()
+    project.tasks.write_text(text.replace("0.1", "0.7"))
+    second, _, _ = current(project)
+    refs = {ref["name"]: ref for ref in project.store.read_refs()}
+    assert {name for name, ref in refs.items() if ref.get("stale")} == before - {run.name for run in second.runs}
+    project.tasks.write_text(text)
+    current(project)
+    assert not any(ref.get("stale") for ref in project.store.read_refs() if ref["name"] in before)
+
+
+def test_runs_have_one_recipe_over_seeds_and_another_for_another_stage(project: Project) -> None:
+    plan, _, _ = current(project)
+    by_params = {(run.method, str(run.params)): set() for run in plan.runs}
+    for run in plan.runs:
+        by_params[run.method, str(run.params)].add(run.recipe)
+    assert all(len(recipes) == 1 for recipes in by_params.values())
+    assert len({run.recipe for run in plan.runs}) == len(by_params)

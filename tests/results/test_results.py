@@ -269,3 +269,14 @@ def test_data_frames(store, monkeypatch):
         cdpo.responses("DPO_tiny_playground_beta0.5_s1")
     with pytest.raises(UsageError, match="did you mean"):
         cdpo.responses("DPO_tiny_playground_beta0.1_s7")
+
+
+def test_runs_that_share_their_parameters_but_not_what_they_compute_are_never_averaged(store):
+    for ref in store.read_refs():
+        changed = ref["name"] == "SFT_tiny_playground_s1"
+        store.write_ref(ref["tag"], ref["name"], {**ref, "recipe": "b" * 16 if changed else "a" * 16})
+    groups = [group for group in collect(store.root)["groups"] if group["method"] == "SFT"]
+    assert sorted((group["name"], group["seeds"]) for group in groups) == [
+        ("SFT_tiny_playground~aaaaaa", [0]),
+        ("SFT_tiny_playground~bbbbbb", [1]),
+    ]
