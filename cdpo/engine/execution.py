@@ -261,6 +261,9 @@ class Execution:
             self._announce(key, each)
             lock = self.store.lock(key)
             if lock is None:
+                if each.left_behind():
+                    text = "its worker has ended, and a process that it started still holds its lock; waiting for that"
+                    self.reporter.emit("note", key, text=f"{text} (`fuser {self.store.lock_path(key)}` names it)")
                 continue
             self.reporter.listen(key, each)
             del self.adopted[key]

@@ -13,6 +13,9 @@ from cdpo.engine.slots import Place
 from cdpo.engine.watch import Follower, failure, proc, tail
 from cdpo.files import write_json
 
+#: seconds for which a lock may be held after its worker's end before that is told
+PATIENCE = 2.0
+
 
 @dataclass
 class Running:
@@ -47,11 +50,18 @@ class Adopted:
         self.place = ""
         self.started: float | None = None
         self.log: Path | None = None
+        #: since when the worker was seen to be dead, while the step's lock was held
+        self._ended: float | None = None
+        self._left = False
         self.look()
 
     def look(self) -> None:
         """See who makes the step now, and whether the one who started it still watches."""
         found = proc(self.work)
+        if found is None or is_alive(found):
+            self._ended = None
+        elif self._ended is None:
+            self._ended = time.monotonic()
         if found is None or (self.worker is None and not is_alive(found)):
             return
         self.worker = {"pid": found["pid"], "start": found["start"]}
@@ -61,6 +71,11 @@ class Adopted:
         # Only a worker that lives can lose its execution: one that failed under its eyes is followed by its end too.
         if is_alive(self.worker):
             self.orphan = self.orphan or not is_alive(found.get("supervisor"))
+
+    def left_behind(self) -> bool:
+        """Whether the worker has been dead for a while and something holds its lock; True once."""
+        self._left, before = self._ended is not None and time.monotonic() - self._ended > PATIENCE, self._left
+        return self._left and not before
 
     def record(self) -> dict[str, Any]:
         assert self.worker is not None

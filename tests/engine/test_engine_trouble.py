@@ -52,6 +52,14 @@ def test_what_a_failed_step_left_running_is_ended(bench):
     assert wait_for(lambda: not bench.store.is_locked(key))
 
 
+def test_a_lock_that_outlives_its_worker_is_told(bench):
+    bench.plan({"a": []}, a={"leave": "daemon"})
+    assert bench.run()[0] == 1
+    code, events = bench.run()
+    assert code == 1
+    assert "still holds its lock" in of_kind(events, "note")[0]["text"]
+
+
 class _Broken:
     def show(self, event):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -27,7 +27,10 @@ def run(step):
         raise StepError(params["refuse"])
     if params.get("leave"):
         if os.fork() == 0:
-            time.sleep(60)
+            if params["leave"] == "daemon":
+                os.setsid()
+            time.sleep(5 if params["leave"] == "daemon" else 60)
+            os._exit(0)
         raise ValueError("left a child behind")
     if params.get("exit"):
         print("the last words", file=sys.stderr, flush=True)
