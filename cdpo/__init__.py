@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cdpo.report.frames import responses as responses
     from cdpo.report.frames import results as results
 
+__all__ = ["__version__", "responses", "results"]
 _LAZY = {"results": "cdpo.report.frames", "responses": "cdpo.report.frames"}
 
 
@@ -21,3 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'cdpo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -145,7 +145,7 @@ def redo(step: str, configs: str | None, store: str | None) -> None:
 @cli.command()
 @places
 def stop(configs: str | None, store: str | None) -> None:
-    """End the steps that run in this store; they can be gone on with."""
+    """End the steps that run in this store; the next execute goes on from what is finished."""
     from cdpo.commands.upkeep import stop as run
 
     run(project_of(configs, store))

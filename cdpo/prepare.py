@@ -1,6 +1,7 @@
 """What `cdpo prep` does beyond planning: prepare the data, and see that the rows fit the models."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cdpo.config.devices import Devices
@@ -13,6 +14,8 @@ from cdpo.plan.identity import input_identity
 from cdpo.project import Project
 
 PREP = "PREP"
+#: parameters that decide which rows fit a model
+LIMITS = ("template", "max_length", "max_dropped", "max_new_tokens", "split", "limit")
 
 
 def prepare(project: Project, plan: Plan, devices: Devices, display: Display) -> dict[str, Any]:
@@ -45,19 +48,20 @@ def prepare(project: Project, plan: Plan, devices: Devices, display: Display) ->
 
 
 def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
-    """Token lengths of every dataset under every model that is trained on it; refuses what training would refuse.
+    """Token lengths of every dataset under every model that is trained on it or answers its prompts.
 
-    What an earlier plan found for the same data and model is not measured again.
+    Refuses what the steps would refuse hours later. What an earlier plan found for the same data, model and limits is
+    not measured again.
     """
     frozen = read_plan(project.store.root, project.tasks)
     known = frozen[1].get("lengths", {}) if frozen else {}
     found: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for step in plan.steps.values():
-        if "max_length" not in step.params or "data" not in step.inputs or step.unavailable:
+        if not {"max_length", "max_new_tokens"} & step.params.keys() or "data" not in step.inputs or step.unavailable:
             continue
         root = _root_model(plan, step)
-        identity = str([step.inputs["data"]["step"], input_identity(root), *_limits(step)])
+        identity = str([step.inputs["data"]["step"], input_identity(root), *(step.params.get(each) for each in LIMITS)])
         if identity in found or identity in problems:
             continue
         if identity not in known:
@@ -72,10 +76,6 @@ def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
     return found
 
 
-def _limits(step: PlannedStep) -> list[Any]:
-    return [step.params.get(name) for name in ("template", "max_length", "max_dropped")]
-
-
 def _root_model(plan: Plan, step: PlannedStep) -> Any:
     """The named model at the bottom of a chain of full fine-tunings: its tokenizer is that of all of them."""
     given = step.inputs["model"]
@@ -85,12 +85,8 @@ def _root_model(plan: Plan, step: PlannedStep) -> Any:
 
 
 def _measure(project: Project, step: PlannedStep, root: Any) -> dict[str, Any]:
-    from tempfile import TemporaryDirectory
-
-    from cdpo.data.preflight import usable_rows
-    from cdpo.data.prepared import read_split
+    """What of the step's data fits the model, by split. Raises StepError where too little does."""
     from cdpo.models import build, load_tokenizer
-    from cdpo.train.rows import context
 
     data = project.store.find(step.inputs["data"]["step"])
     if data is None:
@@ -100,11 +96,40 @@ def _measure(project: Project, step: PlannedStep, root: Any) -> dict[str, Any]:
             build(root["built"], Path(scratch))
         folder = Path(root.get("folder") or scratch)
         tokenizer = load_tokenizer(folder, template=step.params.get("template"))
-        longest = context(folder, step.params["max_length"])
-        reports = {}
-        for split in ("train", "tune", "eval"):
-            _, report = usable_rows(
-                read_split(data / "out", split), tokenizer, longest, step.params["max_dropped"], split
-            )
-            reports[split] = report.summary()
+        measure = _prompts if "max_new_tokens" in step.params else _rows
+        return measure(data / "out", tokenizer, folder, step.params)
+
+
+def _rows(data: Path, tokenizer: Any, folder: Path, params: dict[str, Any]) -> dict[str, Any]:
+    """Prompts with both responses, as training takes them."""
+    from cdpo.data.preflight import usable_rows
+    from cdpo.data.prepared import SPLITS, read_split
+    from cdpo.train.rows import context
+
+    longest = context(folder, params["max_length"])
+    reports = {}
+    for split in SPLITS:
+        _, report = usable_rows(read_split(data, split), tokenizer, longest, params["max_dropped"], split)
+        reports[split] = report.summary()
     return reports
+
+
+def _prompts(data: Path, tokenizer: Any, folder: Path, params: dict[str, Any]) -> dict[str, Any]:
+    """Prompts with room for all of max_new_tokens, as generation takes them."""
+    from cdpo.data.prepared import read_split
+    from cdpo.data.tokens import encode_prompt
+    from cdpo.generate.responses import choose
+    from cdpo.train.rows import context
+
+    split, wanted = params["split"], params["max_new_tokens"]
+    most = min(context(folder, None), tokenizer.model_max_length)
+    rows = read_split(data, split)
+    lengths = [len(encode_prompt(tokenizer, rows[at]["prompt"])) for at in choose(rows, params["limit"])]
+    dropped = sum(length + wanted > most for length in lengths)
+    if dropped > params["max_dropped"] * len(lengths):
+        raise StepError(
+            f"{dropped} of {len(lengths)} prompts of {split!r} leave no room for max_new_tokens {wanted} in a context "
+            f"of {most} tokens (the longest prompt has {max(lengths)}); at most {params['max_dropped']:.0%} may. "
+            "Lower max_new_tokens, or choose a model with a longer context"
+        )
+    return {split: {"rows": len(lengths), "dropped": {"no room for max_new_tokens": dropped} if dropped else {}}}

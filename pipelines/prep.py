@@ -189,18 +189,24 @@ def read(
 
 
 def _refuse_too_many(result: Read, files: Sequence[Path], max_dropped: float) -> None:
-    total = len(result.rows) + result.dropped.total()
-    share = result.dropped.total() / total
+    from cdpo.data.own_rule import DROPPED_BY_RULE
+
+    # what a user's own rule leaves out is a choice, not a fault of the data
+    unusable = result.dropped.total() - result.dropped[DROPPED_BY_RULE]
+    total = len(result.rows) + unusable
+    share = unusable / total if total else 1.0
     if result.rows and share <= max_dropped:
         return
     causes = "; ".join(
         f"{count} {cause} (first at {result.examples[cause][0]})" for cause, count in sorted(result.dropped.items())
     )
     name = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    said = f"{result.dropped.total()} of {total} rows ({share:.1%}) are no usable preferences: {causes}"
+    said = f"{unusable} of {total} rows ({share:.1%}) are no usable preferences: {causes}"
     if not result.rows:
         raise StepError(f"{name}: {said}. Nothing is left; is it the right rule?")
-    raise StepError(f"{name}: {said}. At most {max_dropped:.1%} may be: mend the file, or raise max_dropped")
+    raise StepError(
+        f"{name}: {said}. At most {max_dropped:.1%} may be: mend the file, or raise max_dropped in the dataset's entry"
+    )
 
 
 def _with_extras(pair: dict[str, Any], values: dict[str, Any], convert: Any) -> dict[str, Any]:

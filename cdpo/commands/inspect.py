@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from cdpo.errors import CdpoError
+from cdpo.config.problems import suggest
+from cdpo.errors import CdpoError, UsageError
 from cdpo.files import read_json
 from cdpo.plan.freeze import read_plan
 from cdpo.plan.graph import Plan, PlannedStep
@@ -74,8 +75,9 @@ def logs(project: Project, text: str, follow: bool) -> None:
 
 def why(project: Project, text: str) -> None:
     """What a step's key was hashed from; what is different in the finished step that is nearest to it."""
-    key, folder = project.find_step(text)
-    described, label = _described(project, key, folder)
+    step = _asked_now(project, text)
+    key, folder = (step.key, project.store.find(step.key)) if step else project.find_step(text)
+    described, label = (describe(step), step.label) if step else _described(project, key, folder)
     click.echo(f"{label}\nkey {key}\n")
     for name, value in features(described).items():
         click.echo(f"  {name:<28} {show_value(value)}")
@@ -100,8 +102,21 @@ def _described(project: Project, key: str, folder: Path | None) -> tuple[dict[st
     if folder is not None:
         return project.store.manifest(folder), f"{folder.parent.name}/{folder.name}"
     step = _planned(project, key)
-    described = {"params": step.params, "inputs": step.inputs, "seed": step.seed, "version": step.version}
-    return {**described, "pipeline": step.pipeline}, step.label
+    return describe(step), step.label
+
+
+def describe(step: PlannedStep) -> dict[str, object]:
+    """A planned step in the words of a manifest."""
+    names = ("params", "inputs", "seed", "version", "pipeline")
+    return {name: getattr(step, name) for name in names}
+
+
+def _asked_now(project: Project, text: str) -> PlannedStep | None:
+    """The one step that fits in the plan as the tasks file stands now; None where none or several do."""
+    if not project.tasks.exists():
+        return None
+    fitting = [step for step in project.plan().steps.values() if step.key.startswith(text) or text in step.label]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _planned(project: Project, key: str) -> PlannedStep:
@@ -119,7 +134,12 @@ def results(project: Project, tag: str | None, form: str | None) -> None:
     from cdpo.report.collect import collect
     from cdpo.report.tables import render_table, to_csv
 
+    if not project.store.root.is_dir():
+        raise UsageError(f"there is no store at {project.store.root}; name another with --store")
     collected = collect(project.store.root, tag)
+    if tag is not None and not collected["runs"]:
+        tags = sorted({ref["tag"] for ref in project.store.read_refs()})
+        raise UsageError(f"no run has the tag {tag!r}{suggest(tag, tags)}")
     if form == "json":
         json.dump(collected, sys.stdout)
         print()
@@ -142,6 +162,7 @@ def compare(project: Project, a: str, b: str, tag: str | None, as_json: bool) ->
 
 
 def _width() -> int:
+    """As wide as the terminal; into a file or a pipe as wide as the names are, so that they can be searched for."""
     import shutil
 
-    return max(80, shutil.get_terminal_size((160, 40)).columns)
+    return max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 1000

@@ -86,7 +86,11 @@ def execute(
     if outcome.interrupted:
         say(f"interrupted; go on with: {command('execute', project)}")
     elif outcome.exit_code == 0 and display != "json":
-        say("all steps are finished; `cdpo results` shows them")
+        rest = 0 if keys is None else len(plan.steps) - len(outcome.done) - len(outcome.cached)
+        chosen = (
+            f"the chosen steps are finished ({count(rest, 'other')} left out)" if rest else "all steps are finished"
+        )
+        say(f"{chosen}; `cdpo results` shows them")
     return outcome.exit_code
 
 

@@ -63,8 +63,9 @@ def _delete(project: Project, found: "list[Removal]", yes: bool) -> None:
     for each in found:
         click.echo(f"{each.kind:<8} {_size(each.bytes):>9}  {each.path}  ({each.why})")
     click.echo(f"{len(found)} things, {_size(sum(each.bytes for each in found))}")
-    if not yes:
-        click.confirm("Delete exactly this?", abort=True)
+    if not yes and not click.confirm("Delete exactly this?"):
+        click.echo("nothing is deleted")
+        return
     gone = list(remove(project.store, found))
     click.echo(f"deleted {len(gone)} of {len(found)}")
     for each in found:

@@ -88,6 +88,8 @@ class TrainingParams(ModelLoading):
     @field_validator("lora", mode="before")
     @classmethod
     def _lora_by_word(cls, value: Any) -> Any:
+        if isinstance(value, str | int | float | list) and not isinstance(value, bool):
+            raise ValueError(f"lora is true, false or a mapping of {', '.join(LoraParams.model_fields)}")
         return {} if value is True else None if value is False else value
 
     @model_validator(mode="after")
@@ -105,6 +107,7 @@ class SamplingParams(Params):
     do_sample: bool = True
     """False: greedy decoding; temperature, top_k and top_p are then refused unless left at their defaults."""
     temperature: Positive = 1.0
+    """Above 0; greedy decoding is `do_sample: false`."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """0 keeps the whole vocabulary."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

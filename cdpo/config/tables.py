@@ -1,6 +1,6 @@
 """The short-name tables of `configs/`: models, datasets, rewards, optimisers. Values, not names, are what gets hashed.
 
-A table that a project's `configs/` does not hold is read from the ones that cdpo ships.
+Names that a project's own tables do not hold are looked for in the tables that cdpo ships.
 """
 
 from collections.abc import Iterable, Iterator
@@ -130,34 +130,36 @@ def read_tables(configs: Path) -> Tables:
     tables = Tables()
     problems: list[Problem] = []
 
-    def document(name: str) -> Document | None:
-        path = configs / name
-        path = path if path.exists() else shipped_configs() / name
-        if not path.exists():
-            return None
-        tables.files.append(path)
-        try:
-            return read_yaml(path, may_be_empty=True)
-        except ConfigError as error:
-            problems.extend(error.problems)
-            return None
+    def documents(name: str) -> list[Document]:
+        """The table that cdpo ships, then the project's own, whose entries stand before it."""
+        places = {path.resolve(): path for path in (shipped_configs() / name, configs / name) if path.exists()}
+        tables.files.extend(places.values())
+        found = []
+        for path in places.values():
+            try:
+                if document := read_yaml(path, may_be_empty=True):
+                    found.append(document)
+            except ConfigError as error:
+                problems.extend(error.problems)
+        return found
 
-    if models := document(MODELS):
+    for models in documents(MODELS):
         problems.extend(add_models(tables, models, (), models.value))
-    if rewards := document(REWARDS):
+    for rewards in documents(REWARDS):
         problems.extend(add_rewards(tables, rewards, (), rewards.value))
-    if datasets := document(DATASETS):
+    for datasets in documents(DATASETS):
         problems.extend(add_datasets(tables, datasets, (), datasets.value))
-    if lora := document(LORA_MODULES):
+    for evaluation in documents(EVALUATION_REWARDS):
+        problems.extend(_add_evaluation_rewards(tables, evaluation))
+    # these two are whole: where a project has its own, nothing of the shipped one is left
+    for lora in documents(LORA_MODULES)[-1:]:
         found, wrong = checked(LoraTable, {"modules": lora.value}, lora, (), strip=1)
         problems.extend(wrong)
         tables.lora = found or tables.lora
-    if optimisers := document(OPTIMISERS):
+    for optimisers in documents(OPTIMISERS)[-1:]:
         table, wrong = checked(OptimiserTable, optimisers.value, optimisers, ())
         problems.extend(wrong or _optimiser_problems(table, optimisers))
         tables.optimisers = table or tables.optimisers
-    if evaluation := document(EVALUATION_REWARDS):
-        problems.extend(_add_evaluation_rewards(tables, evaluation))
     if problems:
         raise ConfigError(problems)
     return tables

@@ -18,7 +18,7 @@ SIZES: dict[str, int] = {
     "intermediate_size": 352,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 512,
 }
 SPECIAL = {"pad_token": "<|pad|>", "unk_token": "<|unk|>", "bos_token": "<|bos|>", "eos_token": "<|end|>"}
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")

@@ -96,6 +96,8 @@ class References:
             return {"hub": entry.id, "kind": "model", "revision": None}
         assert entry.path is not None
         folder = self._find(entry.path)
+        if len(folder) == 1 and folder[0].suffix == ".py":
+            raise UnknownReference(f"{entry.path} is a Python file: name its function, as {entry.path}:FUNCTION")
         if len(folder) != 1 or not folder[0].is_dir():
             raise UnknownReference(f"{entry.path} is not a folder with a model")
         if not (folder[0] / "config.json").exists():
@@ -141,11 +143,7 @@ class References:
     def _data_files(self, text: str) -> Input:
         found: list[Path] = []
         for path in self._find(text):
-            inside = (
-                sorted(each for each in path.rglob("*") if each.name.endswith(DATA_SUFFIXES))
-                if path.is_dir()
-                else [path]
-            )
+            inside = _data_inside(path) if path.is_dir() else [path]
             found.extend(inside)
         if not found:
             raise UnknownReference(f"{text} holds no data file ({', '.join(DATA_SUFFIXES)})")
@@ -169,6 +167,12 @@ class References:
             raise UnknownReference(f"there is no module {source}")
         _must_define(Path(spec.origin), function)
         return {"plugin": reference, "sha256": digest([self.hash_file(Path(spec.origin)), function])}
+
+
+def _data_inside(folder: Path) -> list[Path]:
+    """The data files below a folder, sorted; hidden folders (`.git`, a store) are passed by."""
+    files = (path for path in folder.rglob("*") if path.name.endswith(DATA_SUFFIXES) and path.is_file())
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _must_define(path: Path, function: str) -> None:

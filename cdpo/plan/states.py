@@ -8,6 +8,7 @@ from typing import Any
 
 from cdpo.errors import DamagedFile
 from cdpo.files import read_json
+from cdpo.pipeline import pipelines
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.identity import input_identity
 from cdpo.plan.names import show_value
@@ -139,4 +140,5 @@ def summary(plan: Plan, found: Mapping[str, StepState]) -> list[Row]:
         row.why = "; ".join(reason for reason, _ in common[:2]) + (
             f"; {len(common) - 2} more" if len(common) > 2 else ""
         )
-    return list(rows.values())
+    ranks = {name: place for place, name in enumerate(pipelines())}
+    return sorted(rows.values(), key=lambda row: ranks.get(row.stage, len(ranks)))

@@ -129,8 +129,19 @@ def test_unusable_rows_are_dropped_and_counted(prepare: Prepare, tmp_path: Path)
         prepare({**PREFERENCE, "max_dropped": 0.02}, source=source)
     assert str(caught.value) == (
         f"{source}: 3 of 100 rows (3.0%) are no usable preferences: 2 empty response (first at a.jsonl:8); "
-        "1 identical pair (first at a.jsonl:4). At most 2.0% may be: mend the file, or raise max_dropped"
+        "1 identical pair (first at a.jsonl:4). At most 2.0% may be: mend the file, or raise max_dropped in the "
+        "dataset's entry"
     )
+
+
+def test_what_a_rule_of_ones_own_leaves_out_is_counted_and_no_fault(prepare: Prepare, tmp_path: Path) -> None:
+    rule = tmp_path / "mine.py"
+    rule.write_text("def half(row):\n    return None if row['weight'] % 2 else row\n")
+    source = write(tmp_path / "a.jsonl", rows(100))
+    out = prepare({"rule": "plugin"}, source=source, rule_plugin=f"{rule}:half")
+    report = read_json(out / "report.json")
+    assert report["dropped"] == {"dropped by the rule": 50}
+    assert sum(report["kept"].values()) == 50
 
 
 @pytest.mark.parametrize("bad, refused", [(5, False), (6, True)])
