@@ -114,12 +114,12 @@ def test_choose_keeps_the_order_of_the_split():
 
 
 def test_prompts_that_do_not_fit_are_refused_or_counted(gen_step, data_folder, tmp_path):
-    with pytest.raises(StepError, match=r"50 of 50 prompts of 'eval' do not fit.*max_new_tokens=120"):
-        run(gen_step("long", max_new_tokens=120))
+    with pytest.raises(StepError, match=r"50 of 50 prompts of 'eval' do not fit.*max_new_tokens=505"):
+        run(gen_step("long", max_new_tokens=505))
     from cdpo.data.prepared import read_split, write_split
 
     rows = read_split(data_folder, "eval")
-    rows[3] = {**rows[3], "prompt": [user("list " * 110)]}
+    rows[3] = {**rows[3], "prompt": [user("list " * 490)]}
     write_split(tmp_path / "longer", "eval", rows)
     step = gen_step("one_long")
     step.inputs = {**step.inputs, "data": str(tmp_path / "longer")}

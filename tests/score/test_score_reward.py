@@ -196,14 +196,14 @@ def test_the_summary_is_the_mean_of_the_columns(score_step):
 
 
 def test_too_long_rows_are_counted_or_refused_never_cut(score_step, answered):
-    """The model reads 128 tokens."""
-    one = score_step("one", changed(answered, 4, "two " * 200))
+    """The model reads 512 tokens."""
+    one = score_step("one", changed(answered, 4, "two " * 600))
     table = scores(one)
     assert table["reward_generated"].isna().tolist() == [at == 4 for at in range(ROWS)]
     assert table["reward_chosen"].isna().tolist() == [at == 4 for at in range(ROWS)]
     assert "1 of 30" in (one.work / "events.jsonl").read_text()
-    two = changed(changed(answered, 4, "two " * 200), 5, "two " * 200)
-    with pytest.raises(StepError, match=r"2 of 30 .*128 tokens.*max_dropped allows 5%"):
+    two = changed(changed(answered, 4, "two " * 600), 5, "two " * 600)
+    with pytest.raises(StepError, match=r"2 of 30 .*512 tokens.*max_dropped allows 5%"):
         run(score_step("two", two))
     assert scores(score_step("allowed", two, max_dropped=0.1))["reward_generated"].isna().sum() == 2
 
