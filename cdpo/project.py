@@ -53,7 +53,10 @@ class Project:
         """The plan that `prep` froze. Raises UsageError where there is none."""
         found = read_plan(self.store.root, self.tasks)
         if found is None:
-            raise UsageError(f"{self.tasks} has no plan yet in {self.store.root}: run `cdpo prep`")
+            others = [read_json(path)["tasks"] for path in sorted(self.store.plans.glob("[!.]*.json"))]
+            known = [name for name in others if Path(name).exists()]
+            hint = f"; it has plans of {', '.join(known)}" if known else ""
+            raise UsageError(f"{self.tasks} has no plan yet in {self.store.root}: run `cdpo prep`{hint}")
         return found[0]
 
     def freeze(self, plan: Plan, prep: dict[str, Any]) -> None:

@@ -48,9 +48,8 @@ def line(event: Mapping[str, Any]) -> str | None:
     kind = event["event"]
     left = eta(event.get("eta"))
     if kind == "plan":
-        return (
-            f"{event['total']} steps: {event['cached']} there already, {event['run']} to run, {event['slots']} at once"
-        )
+        steps = f"{event['total']} step{'' if event['total'] == 1 else 's'}"
+        return f"{steps}: {event['cached']} there already, {event['run']} to run, {event['slots']} at once"
     if kind == "step_started":
         return f"start    {label(event)}  [{event['place']}]"
     if kind == "step_adopted":
