@@ -89,7 +89,7 @@ class Reader:
             **{name: ref[name] for name in names},
             marks=[*ref.get("marks", ()), *([STALE] if ref.get("stale") else [])],
             recipe=ref.get("recipe", ""),
-            state="done" if len(steps) == len(found) else "unfinished",
+            state="done" if len(steps) == len(found) else self._unfinished(ref["steps"]),
             folders=[(step.pipeline.gives, step.folder) for step in steps],
         )
         trained = next((step for step in reversed(steps) if step.pipeline.name == run.method), None)
@@ -110,6 +110,11 @@ class Reader:
         if trained is not None:
             run.metrics |= self._training(trained, split)
         return run
+
+    def _unfinished(self, keys: list[str]) -> str:
+        """`failed` where a step of the run failed at its last attempt, else `unfinished`."""
+        failed = any((self.store.work(key) / "failure.json").exists() for key in keys if self._step(key) is None)
+        return "failed" if failed else "unfinished"
 
     def reward_models(self, runs: Iterable[RunScores]) -> list[RunScores]:
         """The reward models that were trained for `runs`, each once, as runs of one step."""

@@ -280,3 +280,12 @@ def test_runs_that_share_their_parameters_but_not_what_they_compute_are_never_av
         ("SFT_tiny_playground~aaaaaa", [0]),
         ("SFT_tiny_playground~bbbbbb", [1]),
     ]
+
+
+def test_a_run_whose_step_failed_says_so(store):
+    assert by_name(collect(store.root)["runs"])["DPO_tiny_playground_beta0.5_s1"]["state"] == "unfinished"
+    work = store.work(key("DPO", 0.5, 1))
+    work.mkdir(parents=True)
+    (work / "failure.json").write_text("{}")
+    assert by_name(collect(store.root)["runs"])["DPO_tiny_playground_beta0.5_s1"]["state"] == "failed"
+    assert "(failed)" in render_table(collect(store.root))
