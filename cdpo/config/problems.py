@@ -48,7 +48,9 @@ def show_path(path: YamlPath) -> str:
 def suggest(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'rho'?)`, or the list of what there is where nothing is near."""
     names = list(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    # `lr` is meant for learning_rate, however near its letters are to another name's
+    near = [name for name in names if "_" in name and word == "".join(part[:1] for part in name.split("_"))]
+    near = near or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if not near:
         lowered = {name.lower(): name for name in names}
         near = [lowered[word.lower()]] if word.lower() in lowered else []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cdpo.config.problems import ConfigError, Problem, show_path
+from cdpo.config.problems import ConfigError, Problem, show_path, suggest
 from cdpo.plan.build import plan_file
 
 Problems = Callable[[str | bytes], list[Problem]]
@@ -450,3 +450,8 @@ def test_wrong_tables_are_told_by_their_own_files(
         plan_file(tmp_path / "tasks.yaml", configs)
     said = [str(each) for each in caught.value.problems]
     assert any(each.startswith(f"{configs / table}:{wanted}") for each in said), said
+
+
+def test_initials_are_understood() -> None:
+    assert suggest("lr", ["lora", "learning_rate", "limit"]) == " (did you mean 'learning_rate'?)"
+    assert suggest("bata", ["beta", "batch_size"]) == " (did you mean 'beta'?)"
