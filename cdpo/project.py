@@ -59,8 +59,8 @@ class Project:
             raise UsageError(f"{self.tasks} has no plan yet in {self.store.root}: run `cdpo prep`{hint}")
         return found[0]
 
-    def freeze(self, plan: Plan, prep: dict[str, Any]) -> None:
-        """Write the plan and the references of its runs; refuses to take over a run of another tasks file."""
+    def refuse_takeover(self, plan: Plan) -> None:
+        """Raise UsageError where a run of `plan` has the tag and name of another tasks file's, and other steps."""
         known = {(ref["tag"], ref["name"]): ref for ref in self.store.read_refs()}
         mine = place_of(Path(plan.tasks), self.store.root)
         for run in plan.runs:
@@ -73,6 +73,12 @@ class Project:
                     f"{self.tasks}: run {run.name} of tag {run.tag} belongs to {owner}, with other steps; "
                     "give this file another tag"
                 )
+
+    def freeze(self, plan: Plan, prep: dict[str, Any]) -> None:
+        """Write the plan and the references of its runs; refuses to take over a run of another tasks file."""
+        self.refuse_takeover(plan)
+        known = {(ref["tag"], ref["name"]): ref for ref in self.store.read_refs()}
+        mine = place_of(Path(plan.tasks), self.store.root)
         for run in plan.runs:
             fields = ("seed", "method", "model", "dataset", "params", "steps", "marks", "recipe")
             value = {"name": run.name, "tag": run.tag, **{name: getattr(run, name) for name in fields}}
@@ -96,6 +102,7 @@ class Project:
             say(f"changed since the plan was frozen: {why}; planning again")
         else:
             say(f"{self.tasks} has no plan yet: preparing it first")
+        self.refuse_takeover(plan)  # before hours of preparing, not after them
         self.freeze(plan, prepare(plan))
 
     def _still(self, before: Plan, now: Plan) -> bool:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -17,8 +17,6 @@ from cdpo.plan.graph import Plan
 from cdpo.plan.names import count
 from cdpo.plan.states import StepState, states, summary
 from cdpo.project import Project
-
-DisplayKind = Literal["auto", "rich", "plain", "json"]
 
 
 def say(text: str) -> None:
@@ -43,6 +41,7 @@ def prep(project: Project, display: Any) -> None:
     from cdpo.prepare import prepare
 
     plan = project.plan()
+    project.refuse_takeover(plan)
     devices = project.devices()
     found = prepare(project, plan, devices, make_display(display))
     project.freeze(plan, found)

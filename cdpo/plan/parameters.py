@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cdpo.config.params import Params
 from cdpo.config.tables import ModelEntry, Tables
 from cdpo.pipeline import Pipeline
 
@@ -21,7 +20,6 @@ class Resolved:
 
     values: dict[str, Any]
     hashed: dict[str, Any]
-    model: Params
 
 
 class ParameterResolver:
@@ -84,7 +82,7 @@ class ParameterResolver:
         if self.smoke and pipeline.gives != "data":
             values.update({name: most for name, most in SMOKE.items() if name in fields})
         params = pipeline.params.model_validate(values)
-        return Resolved(params.model_dump(), params.model_dump(exclude_defaults=True), params)
+        return Resolved(params.model_dump(), params.model_dump(exclude_defaults=True))
 
 
 def _hashable(value: Any) -> Any:
