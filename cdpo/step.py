@@ -42,6 +42,8 @@ class Device:
     distributed_type: str = "NO"
     #: settings handed on to accelerate (a file of `configs/accelerate/`), or None
     accelerate_config: str | None = None
+    #: a training step saves what it needs to go on at least so often
+    checkpoint_seconds: float = 600.0
 
 
 @dataclass

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cdpo.config.params import Count, Params
+from cdpo.config.cluster import RayParams, SlurmParams
+from cdpo.config.params import Count, Params, Positive
 from cdpo.config.problems import ConfigError, suggest
 from cdpo.config.validation import checked
 from cdpo.config.yaml_reader import read_yaml
@@ -35,7 +36,10 @@ class PipelineDevices(Params):
 class Devices(Params):
     """The whole of devices.yaml; an absent file means all defaults."""
 
-    engine: Literal["local"] = "local"
+    engine: Literal["local", "slurm", "ray"] = "local"
+    """Who runs the steps: this machine, or a batch system that orders them itself."""
+    slurm: SlurmParams = SlurmParams()
+    ray: RayParams = RayParams()
     gpus: Literal["auto"] | list[int | str] = "auto"
     """`auto`: every GPU that nvidia-smi lists (an inherited CUDA_VISIBLE_DEVICES narrows it); a list of indices or
     UUIDs; [] for CPU only."""
@@ -46,6 +50,8 @@ class Devices(Params):
     """torch threads of each process. Default: the cores shared out among the workers."""
     pipelines: dict[str, PipelineDevices] = Field(default_factory=dict)
     """By pipeline name; `default` holds for those not named."""
+    checkpoint_minutes: Positive = 10.0
+    """A training step saves what it needs to go on so often, and where it is told to stop."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
 
     def of(self, pipeline: str) -> PipelineDevices:
@@ -64,15 +70,22 @@ class Devices(Params):
         kind = wanted.distributed_type
         if kind == "auto":
             kind = "NO" if wanted.processes == 1 else ("MULTI_GPU" if card else "MULTI_CPU")
-        cores = os.cpu_count() or 1
         return Device(
             kind="cuda" if card else "cpu",
             processes=wanted.processes,
-            threads=self.threads or max(1, cores // (self.workers() * wanted.processes)),
+            threads=self._threads(wanted.processes),
             micro_batch=micro,
             distributed_type=kind,
             accelerate_config=wanted.accelerate_config,
+            checkpoint_seconds=60.0 * self.checkpoint_minutes,
         )
+
+    def _threads(self, processes: int) -> int:
+        if self.threads is not None:
+            return self.threads
+        if self.engine != "local":
+            return self.slurm.cpus if self.engine == "slurm" else self.ray.cpus
+        return max(1, (os.cpu_count() or 1) // (self.workers() * processes))
 
 
 def read_devices(path: Path) -> Devices:

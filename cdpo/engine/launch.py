@@ -42,16 +42,14 @@ def local_inputs(step: "PlannedStep", work: Path, parents: Mapping[str, Path]) -
     return found
 
 
-def start(
+def describe(
     store: Store,
     step: "PlannedStep",
     inputs: Mapping[str, str | list[str]],
     module: str | None,
     device: Device,
-    place: Place,
-    lock: int,
-) -> Running:
-    """Start the worker of `step`, whose lock this process holds; it and the leases of `place` pass to the worker."""
+) -> Path:
+    """Write the step.json of a step whose lock this process holds; returns its work folder."""
     work = store.work(step.key)
     work.mkdir(parents=True, exist_ok=True)
     for name in STALE:
@@ -65,7 +63,25 @@ def start(
     if module is not None:
         described["module"] = module
     write_json(work / "step.json", described, durable=False)
-    attempt, log, stream = _open_log(work)
+    return work
+
+
+def worker_command(work: Path) -> list[str]:
+    return [sys.executable, "-m", "cdpo.engine.worker", str(work)]
+
+
+def start(
+    store: Store,
+    step: "PlannedStep",
+    inputs: Mapping[str, str | list[str]],
+    module: str | None,
+    device: Device,
+    place: Place,
+    lock: int,
+) -> Running:
+    """Start the worker of `step`, whose lock this process holds; it and the leases of `place` pass to the worker."""
+    work = describe(store, step, inputs, module, device)
+    attempt, log, stream = open_log(work)
     launch = {
         "lock": lock,
         "attempt": attempt,
@@ -75,13 +91,13 @@ def start(
     }
     with stream:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "cdpo.engine.worker", str(work)],
+            worker_command(work),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[lock, *place.descriptors],
-            env={**os.environ, **_environment(device), **place.environment(), LAUNCH: json.dumps(launch)},
+            env={**os.environ, **environment(device), **place.environment(), LAUNCH: json.dumps(launch)},
         )
     # it alone holds its step and its GPUs from now on
     os.close(lock)
@@ -89,7 +105,8 @@ def start(
     return Running(work, worker, log, place, attempt)
 
 
-def _environment(device: Device) -> dict[str, str]:
+def environment(device: Device) -> dict[str, str]:
+    """What a worker's environment has beside the one that it is started from."""
     threads = str(device.threads)
     return {
         "OMP_NUM_THREADS": threads,
@@ -106,7 +123,8 @@ def _environment(device: Device) -> dict[str, str]:
     }
 
 
-def _open_log(work: Path) -> tuple[int, Path, IO[bytes]]:
+def open_log(work: Path) -> tuple[int, Path, IO[bytes]]:
+    """The log of the next attempt at a step: its number, its path, and the open file."""
     attempt = 1
     while True:
         log = work / f"attempt-{attempt}.log"

@@ -9,7 +9,7 @@ from cdpo.config.problems import ConfigError
 
 WRONG = {
     "gpu: auto\n": "1:1: gpu: unknown key (did you mean 'gpus'?)",
-    "engine: slum\n": "1:9: engine: should be 'local'",
+    "engine: slum\n": "1:9: engine: should be 'local', 'slurm' or 'ray'",
     "pipelines: {DPOO: {processes: 2}}\n": "1:13: pipelines.DPOO: no pipeline is called 'DPOO' (did you mean 'DPO'?)",
     "pipelines:\n  DPO: {proceses: 2}\n": "2:9: pipelines.DPO.proceses: unknown key (did you mean 'processes'?)",
     "pipelines:\n  DPO: {processes: 0}\n": "2:20: pipelines.DPO.processes: should be greater than or equal to 1, not 0",

@@ -1,0 +1,132 @@
+"""`python -m cdpo.engine.job STORE KEY`: makes one step wherever a batch system starts it.
+
+What is to be made stands in `jobs/<key>.json` of the store, written by whoever submitted the job (`describe`). All else
+is decided here, where and when the job runs: the folders of the inputs, the GPU that it was given, the attempt. The
+process then becomes the step's worker, so that signals and limits of the batch system reach that. Exit codes are the
+worker's, and 0 where the step is finished already.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdpo.engine import launch
+from cdpo.engine.worker import LAUNCH
+from cdpo.errors import CdpoError
+from cdpo.files import read_json, write_json
+from cdpo.store import Store
+from cdpo.store.names import short
+
+if TYPE_CHECKING:
+    from cdpo.config.devices import Devices
+    from cdpo.plan.graph import PlannedStep
+
+#: seconds between two looks at a step that another process makes
+PAUSE = 1.0
+
+
+def job_path(store: Store, key: str) -> Path:
+    return store.root / "jobs" / f"{key}.json"
+
+
+def describe(
+    store: Store, step: "PlannedStep", devices: "Devices", module: str | None, parents: Mapping[str, "PlannedStep"]
+) -> None:
+    """Write what the job of `step` is to make, and where."""
+    path = job_path(store, step.key)
+    value = {
+        "step": vars(step),
+        "devices": devices.model_dump(mode="json"),
+        "module": module,
+        "parents": {key: {"pipeline": parent.pipeline, "name": parent.name} for key, parent in parents.items()},
+    }
+    if not path.exists() or read_json(path) != value:
+        write_json(path, value)
+
+
+def command(store: Store, key: str) -> list[str]:
+    return [sys.executable, "-m", "cdpo.engine.job", str(store.root), key]
+
+
+def main(root: Path, key: str) -> int:
+    """Make the step `key`; returns only where there is nothing to make, or it cannot be begun."""
+    from cdpo.config.devices import Devices
+    from cdpo.plan.graph import PlannedStep
+
+    store = Store(root)
+    described = read_json(job_path(store, key))
+    step = PlannedStep(**described["step"])
+    lock = _turn(store, step)
+    if lock is None:
+        return 0
+    place, gpus = _place()
+    parents = {parent: _folder(store, parent, named) for parent, named in described["parents"].items()}
+    devices = Devices.model_validate(described["devices"])
+    device = devices.device(step.pipeline, gpus[0]["name"] if gpus else None)
+    work = launch.describe(
+        store, step, launch.local_inputs(step, store.work(key), parents), described["module"], device
+    )
+    attempt, _, stream = launch.open_log(work)
+    for descriptor in (1, 2):
+        os.dup2(stream.fileno(), descriptor)
+    os.set_inheritable(lock, True)
+    said = {"lock": lock, "attempt": attempt, "place": place, "gpus": gpus}
+    worker = launch.worker_command(work)
+    os.execve(worker[0], worker, {**os.environ, **launch.environment(device), LAUNCH: json.dumps(said)})
+
+
+def _turn(store: Store, step: "PlannedStep") -> int | None:
+    """The step's lock, once nobody else makes it; None where it is finished by then."""
+    while True:
+        lock = store.lock(step.key)
+        if lock is not None:
+            if not _finished(store, step):
+                return lock
+            store.unlock(step.key, lock)
+            return None
+        time.sleep(PAUSE)
+
+
+def _finished(store: Store, step: "PlannedStep") -> bool:
+    path = store.look(step.pipeline, step.name, step.key)
+    if path is None or store.is_evicted(path):
+        return False
+    if store.intact(path) is None:
+        return True
+    store.move_aside(path, "damaged")
+    return False
+
+
+def _folder(store: Store, key: str, named: Mapping[str, str]) -> Path:
+    found = store.look(named["pipeline"], named["name"], key)
+    if found is None:
+        raise CdpoError(
+            f"its input {named['pipeline']}/{named['name']}-{short(key)} is not in {store.root}; `cdpo execute` makes it"
+        )
+    return found
+
+
+def _place() -> tuple[str, list[dict[str, Any]]]:
+    """Where this job runs, and the GPUs that the batch system gave it."""
+    from cdpo.engine import gpus
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = gpus.choose(gpus.list_gpus(), "auto", given) if given else []
+    where = socket.gethostname()
+    if found:
+        where += " gpu " + ",".join(str(gpu.index) for gpu in found)
+    return where, [{"uuid": gpu.uuid, "name": gpu.name} for gpu in found]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m cdpo.engine.job STORE KEY   (a step of `jobs/` of that store)")
+    try:
+        sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    except CdpoError as error:
+        sys.exit(str(error))
