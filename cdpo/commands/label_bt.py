@@ -71,7 +71,7 @@ class Source:
 def label(project: Project, asked: Labelling, display: Any) -> int:
     """Plan, score and write; returns the exit code. Raises UsageError for what cannot be labelled, before any work."""
     from cdpo.engine.display import make_display
-    from cdpo.engine.local import LocalEngine
+    from cdpo.engine.engines import make_engine
     from cdpo.prepare import prepare
 
     if asked.process_all_splits and asked.split is not None:
@@ -89,7 +89,7 @@ def label(project: Project, asked: Labelling, display: Any) -> int:
     devices = _devices(project.devices(), asked.per_device_evalreward_batch_size)
     found = prepare(project, plan, devices, make_display(display))
     project.freeze(plan, found)
-    outcome = LocalEngine(project.store, devices, make_display(display)).run(plan)
+    outcome = make_engine(project.store, devices, make_display(display)).run(plan)
     if outcome.interrupted:
         say("interrupted; the same command goes on after the last finished score")
     finished = project.store.find(key)

@@ -71,7 +71,7 @@ def execute(
 ) -> int:
     """Run what is not finished; returns the exit code."""
     from cdpo.engine.display import make_display
-    from cdpo.engine.local import LocalEngine
+    from cdpo.engine.engines import make_engine
     from cdpo.prepare import prepare
 
     if smoke:
@@ -81,7 +81,7 @@ def execute(
     keys = chosen_keys(plan, only, runs)
     refuse_unrunnable(plan, keys)
     project.keep_current(plan, say, lambda plan: prepare(project, plan, devices, make_display(display)))
-    outcome = LocalEngine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
+    outcome = make_engine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
     if outcome.interrupted:
         say(f"interrupted; go on with: {command('execute', project)}")
     elif outcome.exit_code == 0 and display != "json":

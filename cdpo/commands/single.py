@@ -22,7 +22,7 @@ def run_one(
 ) -> int:
     """Plan, prepare and run one run; returns the exit code."""
     from cdpo.engine.display import make_display
-    from cdpo.engine.local import LocalEngine
+    from cdpo.engine.engines import make_engine
     from cdpo.prepare import prepare
 
     devices = project.devices()
@@ -30,7 +30,7 @@ def run_one(
     refuse_unrunnable(plan, None)
     prep = prepare(project, plan, devices, make_display(display))
     project.freeze(plan, prep)
-    outcome = LocalEngine(project.store, devices, make_display(display)).run(plan)
+    outcome = make_engine(project.store, devices, make_display(display)).run(plan)
     run = plan.runs[0]
     if outcome.exit_code == 0 and run.steps:
         folder = project.store.find(run.steps[-1])

@@ -28,12 +28,18 @@ def redo(project: Project, text: str) -> None:
 
 
 def stop(project: Project) -> None:
+    from cdpo.engine.batch import stop as cancel_jobs
+    from cdpo.engine.engines import make_backend
     from cdpo.engine.stop import stop as stop_workers
 
-    stopped = stop_workers(project.store)
+    backend = make_backend(project.store, project.devices())
+    queued = cancel_jobs(backend) if backend is not None else []
+    for key in queued:
+        click.echo(f"cancelled the job of {key[:12]}")
+    stopped = [key for key in stop_workers(project.store) if key not in queued]
     for key in stopped:
         click.echo(f"stopped {key[:12]}")
-    if not stopped:
+    if not stopped and not queued:
         click.echo("nothing runs in this store")
 
 

@@ -2,7 +2,8 @@
 
 Every event is a mapping with "event" and "time", and where it concerns a step "key", "pipeline", "name":
 
-    plan           total, cached, run, slots
+    plan           total, cached, run, slots (None: as many as the batch system gives)
+    step_queued    job, found: the batch system's id, and whether an earlier execute submitted it
     step_started   slot, place, attempt, pid, log
     step_adopted   slot, place, pid: a worker of an earlier or another execute makes this step
     step_progress  done, total, unit, values, eta

@@ -53,8 +53,8 @@ def command(store: Store, key: str) -> list[str]:
     return [sys.executable, "-m", "cdpo.engine.job", str(store.root), key]
 
 
-def main(root: Path, key: str) -> int:
-    """Make the step `key`; returns only where there is nothing to make, or it cannot be begun."""
+def main(root: Path, key: str) -> None:
+    """Become the worker of the step `key`; returns only where the step is finished already."""
     from cdpo.config.devices import Devices
     from cdpo.plan.graph import PlannedStep
 
@@ -63,7 +63,7 @@ def main(root: Path, key: str) -> int:
     step = PlannedStep(**described["step"])
     lock = _turn(store, step)
     if lock is None:
-        return 0
+        return
     place, gpus = _place()
     parents = {parent: _folder(store, parent, named) for parent, named in described["parents"].items()}
     devices = Devices.model_validate(described["devices"])
@@ -106,7 +106,8 @@ def _folder(store: Store, key: str, named: Mapping[str, str]) -> Path:
     found = store.look(named["pipeline"], named["name"], key)
     if found is None:
         raise CdpoError(
-            f"its input {named['pipeline']}/{named['name']}-{short(key)} is not in {store.root}; `cdpo execute` makes it"
+            f"its input {named['pipeline']}/{named['name']}-{short(key)} is not in {store.root}; "
+            "`cdpo execute` makes it"
         )
     return found
 
@@ -127,6 +128,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python -m cdpo.engine.job STORE KEY   (a step of `jobs/` of that store)")
     try:
-        sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+        main(Path(sys.argv[1]), sys.argv[2])
     except CdpoError as error:
         sys.exit(str(error))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cdpo.engine.display import Display, Silent
 from cdpo.engine.execution import Execution
 from cdpo.engine.outcome import Outcome
+from cdpo.engine.program import modules_for
 from cdpo.engine.selection import select
 from cdpo.engine.slots import Slots
 from cdpo.errors import UsageError
@@ -62,7 +63,7 @@ class LocalEngine:
             self.devices,
             slots,
             self.display,
-            self._named_modules(selection.todo),
+            self._modules if self._modules is not None else modules_for(selection.todo),
             fail_fast,
         )
         try:
@@ -70,10 +71,3 @@ class LocalEngine:
         finally:
             with contextlib.suppress(OSError):
                 self.display.close()
-
-    def _named_modules(self, todo: list[str]) -> Mapping[str, str]:
-        if self._modules is not None or not todo:
-            return self._modules or {}
-        from cdpo.pipeline import pipelines
-
-        return {name: pipeline.module for name, pipeline in pipelines().items()}

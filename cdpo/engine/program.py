@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,15 @@ from cdpo.errors import StepError
 from cdpo.step import Step
 
 Run = Callable[[Step], Mapping[str, Any] | None]
+
+
+def modules_for(todo: Collection[str]) -> Mapping[str, str]:
+    """The modules of cdpo's own pipelines, by pipeline; none where nothing is to be done."""
+    if not todo:
+        return {}
+    from cdpo.pipeline import pipelines
+
+    return {name: pipeline.module for name, pipeline in pipelines().items()}
 
 
 def load_run(described: Mapping[str, Any]) -> Run:

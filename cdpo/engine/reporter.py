@@ -3,11 +3,11 @@
 import contextlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cdpo.engine.display import Display, Silent
 from cdpo.engine.eta import Estimate
-from cdpo.engine.running import Adopted, Running
+from cdpo.engine.watch import Follower
 from cdpo.store import Store
 
 if TYPE_CHECKING:
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 #: fields of a progress event that are no values to be shown
 FIXED = ("time", "event", "done", "total", "unit")
+
+
+class Followed(Protocol):
+    """Whoever makes a step, as far as it is listened to."""
+
+    events: Follower
 
 
 class Reporter:
@@ -45,7 +51,7 @@ class Reporter:
             # nobody looks any more (`cdpo execute | head`, a full disk behind `>`, a lost terminal); the work goes on
             self.display = Silent()
 
-    def listen(self, key: str, each: Running | Adopted) -> None:
+    def listen(self, key: str, each: Followed) -> None:
         """Pass on what a worker said since the last time: its notes, and the latest of its progress."""
         latest = None
         for event in each.events.new():

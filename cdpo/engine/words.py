@@ -49,7 +49,10 @@ def line(event: Mapping[str, Any]) -> str | None:
     left = eta(event.get("eta"))
     if kind == "plan":
         steps = f"{event['total']} step{'' if event['total'] == 1 else 's'}"
-        return f"{steps}: {event['cached']} there already, {event['run']} to run, {event['slots']} at once"
+        at_once = f", {event['slots']} at once" if event["slots"] else ""
+        return f"{steps}: {event['cached']} there already, {event['run']} to run{at_once}"
+    if kind == "step_queued":
+        return f"queued   {label(event)}  (job {event['job']}{', submitted before' if event['found'] else ''})"
     if kind == "step_started":
         return f"start    {label(event)}  [{event['place']}]"
     if kind == "step_adopted":

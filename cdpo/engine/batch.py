@@ -1,0 +1,351 @@
+"""One `execute` on a batch system (SLURM, Ray): submits the steps as jobs that the system orders, and watches.
+
+The jobs need nobody: each makes its step and publishes it (cdpo/engine/job.py), and the batch system starts it when
+its parents' jobs have ended well. So whoever submitted may leave, or die; the next execute finds the jobs that live,
+submits what is missing and watches again. What became of a step is read from the store first and asked of the batch
+system second: a published folder is the truth.
+"""
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from cdpo.engine import job
+from cdpo.engine.display import Display, Silent
+from cdpo.engine.eta import Estimate
+from cdpo.engine.outcome import Outcome
+from cdpo.engine.program import modules_for
+from cdpo.engine.reporter import Reporter
+from cdpo.engine.selection import Selection, select
+from cdpo.engine.signals import Signals
+from cdpo.engine.watch import Follower, failure, proc, tail
+from cdpo.errors import CdpoError
+from cdpo.files import write_json
+from cdpo.store import Store, locks
+
+if TYPE_CHECKING:
+    from cdpo.config.devices import Devices
+    from cdpo.plan.graph import Plan, PlannedStep
+
+
+class Unreachable(CdpoError):
+    """The batch system does not answer; it may later, and its jobs run meanwhile."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What the batch system says of a job.
+
+    `waiting` (for its parents, for a place, to be started again), `running`, `ended` (well or not), or `unknown`: it
+    was forgotten, as systems without accounting do soon after the end.
+    """
+
+    kind: Literal["waiting", "running", "ended", "unknown"]
+    #: why it waits, or how it ended
+    reason: str = ""
+    #: what the batch system wrote of the job
+    log: Path | None = None
+    #: it can never start, because a parent ended badly
+    orphaned: bool = False
+
+
+class Backend(Protocol):
+    """A batch system, for the steps of one store."""
+
+    #: seconds between two questions
+    poll_seconds: float
+
+    def living(self) -> dict[str, str]:
+        """Step key -> id of the job that waits or runs for it. Raises Unreachable."""
+
+    def submit(self, step: "PlannedStep", command: Sequence[str], after: Sequence[str]) -> str:
+        """Queue `command`, to be started once the jobs `after` have ended well; the job's id.
+
+        Raises Unreachable, or UsageError where the batch system refuses the job for good.
+        """
+
+    def look(self, ids: Sequence[str]) -> dict[str, JobState]:
+        """The state of each job. Raises Unreachable."""
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """End these jobs, wherever they are. Raises Unreachable."""
+
+
+def mark(store: Store) -> str:
+    """What tells the jobs of one store from those of another."""
+    return hashlib.sha256(os.path.realpath(store.root).encode()).hexdigest()[:12]
+
+
+@dataclass
+class Watched:
+    """A job that this execution watches."""
+
+    id: str
+    events: Follower
+    #: whether this execution submitted it
+    fresh: bool
+    #: attempt of the step that was announced
+    attempt: int = 0
+    #: what the batch system last said
+    state: JobState = field(default_factory=lambda: JobState("waiting"))
+
+
+class BatchExecution:
+    def __init__(
+        self,
+        store: Store,
+        plan: "Plan",
+        selection: Selection,
+        devices: "Devices",
+        backend: Backend,
+        display: Display,
+        modules: Mapping[str, str],
+        fail_fast: bool,
+    ) -> None:
+        self.store, self.plan, self.selection, self.devices = store, plan, selection, devices
+        self.backend, self.modules, self.fail_fast = backend, modules, fail_fast
+        self.estimate = Estimate(1)
+        self.reporter = Reporter(store, plan, display, self.estimate)
+        self.outcome = Outcome(cached=list(selection.cached))
+        self.watched: dict[str, Watched] = {}
+        self.signals = Signals()
+        self.asked = 0.0
+        self.unreachable = False
+
+    def run(self) -> Outcome:
+        began = time.monotonic()
+        chosen = self.selection
+        self.reporter.emit(
+            "plan",
+            total=len(chosen.todo) + len(chosen.cached),
+            cached=len(chosen.cached),
+            run=len(chosen.todo),
+            slots=None,
+            eta=None,
+        )
+        if chosen.todo:
+            with self.signals:
+                self._submit()
+                while self.watched and not self.signals.stops:
+                    self.signals.wait(self.devices.poll_seconds)
+                    self._watch()
+                    self.reporter.tick()
+        if self.signals.stops and self.watched:
+            self.outcome.interrupted = True
+            text = "the jobs go on; `cdpo execute` watches them again, `cdpo stop` ends them"
+            self.reporter.emit("note", text=f"left: {len(self.watched)} jobs are queued or run; {text}")
+        self.reporter.emit(
+            "finished",
+            done=len(self.outcome.done),
+            cached=len(self.outcome.cached),
+            failed=len(self.outcome.failed),
+            blocked=len(self.outcome.blocked),
+            interrupted=self.outcome.interrupted,
+            seconds=round(time.monotonic() - began, 3),
+            exit_code=self.outcome.exit_code,
+        )
+        return self.outcome
+
+    def _submit(self) -> None:
+        """Queue the steps that nobody makes, parents first; two executions do so one after the other."""
+        self.store.locks  # noqa: B018  (makes the folder)
+        turn = locks.acquire(self.store.root / "locks" / "submit.lock", wait=True)
+        assert turn is not None
+        try:
+            living = self.backend.living()
+            for key in self.selection.todo:
+                if self.signals.stops:
+                    return
+                found = living.get(key)
+                if found is not None and any(self.watched[each].fresh for each in self._parents(key)):
+                    # it waits for a job that is no more
+                    self.backend.cancel([found])
+                    found = None
+                if found is None:
+                    self._queue(key)
+                else:
+                    self._watched(key, found, fresh=False)
+        finally:
+            locks.release(turn)
+
+    def _parents(self, key: str) -> list[str]:
+        return [parent for parent in self.plan.steps[key].parents if parent in self.watched]
+
+    def _queue(self, key: str) -> None:
+        step = self.plan.steps[key]
+        parents = {parent: self.plan.steps[parent] for parent in step.parents}
+        job.describe(self.store, step, self.devices, self.modules.get(step.pipeline), parents)
+        for name in ("failure.json", "proc.json"):
+            (self.store.work(key) / name).unlink(missing_ok=True)
+        after = [self.watched[parent].id for parent in self._parents(key)]
+        self._watched(key, self.backend.submit(step, job.command(self.store, key), after), fresh=True)
+
+    def _watched(self, key: str, id: str, fresh: bool) -> None:
+        self.watched[key] = Watched(id, Follower(self.store.work(key) / "events.jsonl"), fresh)
+        self.reporter.emit("step_queued", key, job=id, found=not fresh)
+
+    # watching
+
+    def _watch(self) -> None:
+        ended = self._published()
+        for key, each in self.watched.items():
+            if key not in ended:
+                self._announce(key, each)
+                self.reporter.listen(key, each)
+        for key, path in ended.items():
+            each = self.watched.pop(key)
+            self._announce(key, each)
+            each.events.moved_to(path)
+            self.reporter.listen(key, each)
+            self._done(key, path)
+        if time.monotonic() - self.asked >= self.backend.poll_seconds:
+            self._ask()
+            self.asked = time.monotonic()
+
+    def _published(self) -> dict[str, Path]:
+        found = {}
+        for key in self.watched:
+            step = self.plan.steps[key]
+            place = self.store.place(step.pipeline, step.name, key)
+            if place.exists() and self.store.intact(place) is None and not self.store.is_evicted(place):
+                found[key] = place
+        return found
+
+    def _announce(self, key: str, each: Watched) -> None:
+        """Say once for each attempt where it runs."""
+        who = proc(self.store.work(key))
+        if who is not None and who.get("attempt", 1) > each.attempt:
+            if each.attempt:
+                each.events = Follower(self.store.work(key) / "events.jsonl")
+            each.attempt = who.get("attempt", 1)
+            self.estimate.started(key, self.plan.steps[key].pipeline, who["started"])
+            log = self.store.work(key) / f"attempt-{each.attempt}.log"
+            facts = {"attempt": each.attempt, "pid": who["pid"], "log": str(log)}
+            self.reporter.emit("step_started", key, slot=None, place=who.get("place", ""), **facts)
+
+    def _ask(self) -> None:
+        """Ask the batch system of the jobs; one that is over without a published step has failed."""
+        try:
+            states = self.backend.look([each.id for each in self.watched.values()])
+        except Unreachable as error:
+            if not self.unreachable:
+                self.reporter.emit("note", text=f"{error}; the jobs go on, and it is asked again")
+            self.unreachable = True
+            return
+        self.unreachable = False
+        over = []
+        for key, each in self.watched.items():
+            state = states.get(each.id, JobState("unknown"))
+            if state.kind == "waiting" and each.state.kind == "running":
+                self.reporter.emit("note", key, text=f"its job {each.id} waits again ({state.reason})")
+            if state.kind in ("ended", "unknown") or state.orphaned:
+                over.append(key)
+            each.state = state
+        # it may have published between the look at the store and the answer
+        published = self._published()
+        for key in over:
+            if key in self.watched and key not in published:
+                self._over(key)
+
+    def _over(self, key: str) -> None:
+        """A job that is over, or never starts, and whose step is not published."""
+        each = self.watched[key]
+        if each.state.orphaned:
+            # its parents fail, or failed, under a job of their own: `_failed` blocks what is below them
+            self.backend.cancel([each.id])
+            self._queue(key)
+            return
+        del self.watched[key]
+        self._failed(key, each)
+
+    def _done(self, key: str, path: Path) -> None:
+        seconds = self.store.manifest(path)["seconds"]
+        self.outcome.done.append(key)
+        self.estimate.ended(key, seconds)
+        self.reporter.emit(
+            "step_done",
+            key,
+            seconds=seconds,
+            path=str(path),
+            finished=len(self.outcome.done),
+            run=len(self.selection.todo),
+            eta=None,
+        )
+
+    def _failed(self, key: str, each: Watched) -> None:
+        record = self._record(key, each)
+        self.outcome.failed[key] = record["reason"]
+        self.estimate.ended(key)
+        self.reporter.emit("step_failed", key, reason=record["reason"], log=record["log"], tail=record["tail"])
+        below = self._below(key)
+        self.backend.cancel([self.watched.pop(child).id for child in below])
+        for child in below:
+            self.outcome.blocked[child] = self.plan.steps[key].label
+            self.reporter.emit("step_blocked", child, by=self.plan.steps[key].label)
+        if self.fail_fast:
+            waiting = [other for other, job in self.watched.items() if job.state.kind == "waiting"]
+            self.backend.cancel([self.watched.pop(other).id for other in waiting])
+
+    def _record(self, key: str, each: Watched) -> dict[str, Any]:
+        """How it failed: what its worker said, else what the batch system says; kept as failure.json."""
+        work = self.store.work(key)
+        log = work / f"attempt-{each.attempt}.log" if each.attempt else each.state.log
+        how = each.state.reason or "ended without publishing"
+        said = failure(work) or {"reason": f"job {each.id}: {how}", "attempt": each.attempt}
+        whole = {"time": round(time.time(), 3), **said, "log": str(log or work), "tail": tail(log) if log else []}
+        if work.is_dir():
+            write_json(work / "failure.json", whole, durable=False)
+        return whole
+
+    def _below(self, key: str) -> list[str]:
+        """The watched steps that need `key`."""
+        found = {key}
+        for other in self.selection.todo:
+            if found & set(self.plan.steps[other].parents):
+                found.add(other)
+        return [other for other in self.selection.todo if other in found and other in self.watched]
+
+
+class BatchEngine:
+    """Runs plans on a batch system. `modules` is as in LocalEngine."""
+
+    def __init__(
+        self,
+        store: Store,
+        devices: "Devices",
+        backend: Backend,
+        display: Display | None = None,
+        modules: Mapping[str, str] | None = None,
+    ) -> None:
+        self.store, self.devices, self.backend = store, devices, backend
+        self.display = display or Silent()
+        self._modules = modules
+
+    def run(self, plan: "Plan", keys: set[str] | None = None, fail_fast: bool = False) -> Outcome:
+        """Submit every step of `plan`, or those of `keys` and what they need, that is not finished yet, and watch.
+
+        A step that fails blocks its descendants, and the others go on; with `fail_fast` what has not begun is taken
+        back. Raises UsageError where a step cannot be run, and Unreachable where the batch system does not answer.
+        """
+        selection = select(plan, self.store, keys)
+        modules = self._modules if self._modules is not None else modules_for(selection.todo)
+        execution = BatchExecution(
+            self.store, plan, selection, self.devices, self.backend, self.display, modules, fail_fast
+        )
+        try:
+            return execution.run()
+        finally:
+            with contextlib.suppress(OSError):
+                self.display.close()
+
+
+def stop(backend: Backend) -> list[str]:
+    """Cancel every job of the backend's store; returns the keys of their steps."""
+    living = backend.living()
+    backend.cancel(list(living.values()))
+    return sorted(living)
