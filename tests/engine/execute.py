@@ -4,7 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+from queueing import Queue
+
 from cdpo.config.devices import Devices
+from cdpo.engine.batch import BatchEngine
 from cdpo.engine.display import make_display
 from cdpo.engine.local import LocalEngine
 from cdpo.plan.graph import Plan
@@ -13,8 +16,12 @@ from cdpo.store import Store
 folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 plan = Plan.from_json(json.loads((folder / "plan.json").read_text()))
 devices = Devices.model_validate({"gpus": [], "cpu_workers": 2, "poll_seconds": 0.05, **options.get("devices", {})})
-modules = {"TRIVIAL": str(Path(__file__).with_name("trivial.py"))}
-engine = LocalEngine(Store(folder / "store"), devices, make_display("json"), modules)
+modules = options.get("modules", {"TRIVIAL": str(Path(__file__).with_name("trivial.py"))})
+store, display = Store(folder / "store"), make_display("json")
+if options.get("batch"):
+    engine = BatchEngine(store, devices, Queue(folder / "queue"), display, modules)
+else:
+    engine = LocalEngine(store, devices, display, modules)
 keys = options.get("keys")
 outcome = engine.run(plan, None if keys is None else set(keys), options.get("fail_fast", False))
 sys.exit(outcome.exit_code)
