@@ -34,6 +34,8 @@ class Device:
     kind: str = "cpu"
     #: processes that train together (torchrun); 1 means none is started beside the worker
     processes: int = 1
+    #: machines that they are spread over, evenly
+    nodes: int = 1
     #: torch threads of each process
     threads: int = 1
     #: rows that go through the model at once on one process; None lets the pipeline choose
@@ -42,6 +44,9 @@ class Device:
     distributed_type: str = "NO"
     #: settings handed on to accelerate (a file of `configs/accelerate/`), or None
     accelerate_config: str | None = None
+    #: what that file asks for, by DeepSpeed's and PyTorch's numbers; None where it is not about them
+    zero_stage: int | None = None
+    fsdp_version: int | None = None
     #: a training step saves what it needs to go on at least so often
     checkpoint_seconds: float = 600.0
 

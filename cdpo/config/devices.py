@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cdpo.config.cluster import RayParams, SlurmParams
+from cdpo.config.launchers import Launcher, find_launcher, read_launcher
 from cdpo.config.params import Count, Params, Positive
-from cdpo.config.problems import ConfigError, suggest
+from cdpo.config.paths import PathError
+from cdpo.config.problems import ConfigError, Problem, suggest
 from cdpo.config.validation import checked
-from cdpo.config.yaml_reader import read_yaml
+from cdpo.config.yaml_reader import Document, read_yaml
 from cdpo.pipeline import pipelines
 from cdpo.step import Device
 
@@ -18,6 +20,8 @@ from cdpo.step import Device
 MOST_CPU_WORKERS = 4
 #: what a pipeline gets where devices.yaml says nothing
 DEFAULT = "default"
+#: kinds of parallelism that only a launcher file can ask for
+SHARDED = ("DEEPSPEED", "FSDP")
 
 
 class PipelineDevices(Params):
@@ -25,12 +29,15 @@ class PipelineDevices(Params):
 
     processes: Count = 1
     """Processes that train together, one per GPU (or CPU processes where there is none)."""
+    nodes: Count = 1
+    """Machines that they are spread over, evenly; more than one needs `engine: slurm`."""
     micro_batch: Count | dict[str, Count] | None = None
     """Rows per process and forward pass; by card name (`A100`, `T4`, ...) or one number for all."""
     accelerate_config: str | None = None
-    """A file of `configs/accelerate/` for DeepSpeed or FSDP."""
+    """A file of `configs/accelerate/` for DeepSpeed or FSDP: `zero2.yaml`, `zero3.yaml`, `fsdp2.yaml`, or your own."""
     distributed_type: Literal["auto", "NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED", "FSDP"] = "auto"
-    """The kind of parallelism that every worker must find itself in, or fail."""
+    """The kind of parallelism that every worker must find itself in, or fail. `auto`: what accelerate_config asks for,
+    else plain data parallelism."""
 
 
 class Devices(Params):
@@ -67,16 +74,23 @@ class Devices(Params):
         micro = wanted.micro_batch
         if isinstance(micro, dict):
             micro = next((rows for name, rows in micro.items() if card and name.lower() in card.lower()), None)
+        config = wanted.accelerate_config
+        launcher = read_launcher(Path(config)) if config is not None else Launcher("NO")
         kind = wanted.distributed_type
         if kind == "auto":
-            kind = "NO" if wanted.processes == 1 else ("MULTI_GPU" if card else "MULTI_CPU")
+            kind = launcher.distributed_type
+            if kind not in SHARDED:  # what is plain data parallelism on GPUs is so on CPUs too
+                kind = "NO" if wanted.processes == 1 else ("MULTI_GPU" if card else "MULTI_CPU")
         return Device(
             kind="cuda" if card else "cpu",
             processes=wanted.processes,
+            nodes=wanted.nodes,
             threads=self._threads(wanted.processes),
             micro_batch=micro,
             distributed_type=kind,
-            accelerate_config=wanted.accelerate_config,
+            accelerate_config=config,
+            zero_stage=launcher.zero_stage,
+            fsdp_version=launcher.fsdp_version,
             checkpoint_seconds=60.0 * self.checkpoint_minutes,
         )
 
@@ -97,7 +111,51 @@ def read_devices(path: Path) -> Devices:
         if name not in known:
             message = f"no pipeline is called {name!r}{suggest(name, known)}"
             problems.append(document.problem(("pipelines", name), message, at_key=True))
+    if found:
+        found, wrong = _with_launchers(found, document, path.parent)
+        problems += wrong
     if problems:
         raise ConfigError(problems)
     devices: Devices = found
     return devices
+
+
+def _with_launchers(devices: Devices, document: Document, configs: Path) -> tuple[Devices, list[Problem]]:
+    """`devices` with whole paths of launcher files, and what of processes, nodes and launchers does not go together."""
+    problems: list[Problem] = []
+    resolved = {}
+    for name, wanted in devices.pipelines.items():
+        here = ("pipelines", name)
+        if wanted.processes % wanted.nodes:
+            message = f"{wanted.processes} processes cannot be spread evenly over {wanted.nodes} nodes"
+            problems.append(document.problem((*here, "nodes"), message))
+        if wanted.nodes > 1 and devices.engine != "slurm":
+            message = f"more than one node needs `engine: slurm`, and the engine is {devices.engine}"
+            problems.append(document.problem((*here, "nodes"), message))
+        if wanted.accelerate_config is not None:
+            try:
+                file = find_launcher(wanted.accelerate_config, configs)
+                launcher = read_launcher(file)
+            except PathError as error:
+                problems.append(document.problem((*here, "accelerate_config"), str(error)))
+            except ConfigError as error:
+                problems += error.problems
+            else:
+                wanted = wanted.model_copy(update={"accelerate_config": str(file)})
+                why = _misfit(name, wanted, launcher, devices)
+                problems += [document.problem((*here, "accelerate_config"), why)] if why else []
+        resolved[name] = wanted
+    return devices.model_copy(update={"pipelines": resolved}), problems
+
+
+def _misfit(pipeline: str, wanted: PipelineDevices, launcher: Launcher, devices: Devices) -> str | None:
+    """Why a launcher file does not serve a pipeline; None where it does."""
+    kind = launcher.distributed_type
+    if wanted.distributed_type not in ("auto", kind) and {wanted.distributed_type, kind} & set(SHARDED):
+        return f"distributed_type here is {wanted.distributed_type}, and that file asks for {kind}"
+    if kind == "FSDP" and devices.engine == "local" and devices.gpus == []:
+        return "FSDP needs GPUs, and `gpus: []` leaves none: take zero2.yaml, or none"
+    fields = pipelines()[pipeline].params.model_fields if pipeline in pipelines() else {}
+    if launcher.cuts_weights and {"learning_rate", "max_new_tokens"} <= set(fields):
+        return f"{pipeline} samples from the policy while it trains, which needs whole weights: take zero2.yaml"
+    return None
