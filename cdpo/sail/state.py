@@ -2,18 +2,15 @@
 
 from typing import Any
 
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
-
 from cdpo.sail.online import OnlinePairs
 from cdpo.sail.routes import Route
-from cdpo.train.trl_adapter import sum_over_ranks
+from cdpo.train.trl_resume import Remembers, sum_over_ranks
 
 #: how much of the moving baseline each optimiser step keeps
 DECAY = 0.9
 
 
-class SAILState(TrainerCallback, ExportableState):  # type: ignore[misc]
+class SAILState(Remembers):
     """The moving baseline, the routes taken so far, and pairs that wait for their step.
 
     Routes, labels and responses themselves follow from the seed.
@@ -46,19 +43,16 @@ class SAILState(TrainerCallback, ExportableState):  # type: ignore[misc]
                 self.mean_preference = DECAY * before + (1 - DECAY) * total / count
         self._sum = self._count = 0.0
 
-    def state(self) -> dict[str, Any]:
+    def remember(self) -> dict[str, Any]:
         waiting = self.online.waiting if self.online is not None else {}
-        kept = {
+        return {
             "mean_preference": self.mean_preference,
             "realised": {route.name: count for route, count in self.realised.items()},
             "waiting": [[*step, list(pairs.items())] for step, pairs in waiting.items()],
         }
-        return {"args": {"moving": self.moving}, "attributes": {"kept": kept}}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        kept = _NOTHING
-        if state.global_step and type(self).__name__ in state.stateful_callbacks:
-            kept = state.stateful_callbacks[type(self).__name__]["attributes"]["kept"]
+    def recall(self, kept: Any) -> None:
+        kept = kept or _NOTHING
         self.mean_preference = kept["mean_preference"]
         self.realised = {route: kept["realised"].get(route.name, 0) for route in Route}
         if self.online is not None:

@@ -33,7 +33,8 @@ from cdpo.sail.workshop import PolicyWorkshop, reward_scorer
 from cdpo.train.batches import Part, Row, refuse_split
 from cdpo.train.loss_types import COUPLED, OWN_LOSSES, PROBABILITY, TRL_LOSSES
 from cdpo.train.losses import LossOptions, Pairs, checked_loss, per_row_losses
-from cdpo.train.trl_adapter import DPOTrainer, Scores
+from cdpo.train.trl_adapter import DPOTrainer
+from cdpo.train.trl_exact import Scores
 
 __all__ = ["SAILConfig", "SAILTrainer"]
 
@@ -110,7 +111,7 @@ class SAILTrainer(DPOTrainer):
         super().__init__(model, ref_model, args, *positional, **options)
         if self.aux_loss_enabled:
             raise ValueError("the losses here are of sequences alone: set router_aux_loss_coef=0.0 for this model")
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and not rows_follow:
             raise ValueError("SAILTrainer runs on one process or with torch's DDP, not with FSDP or DeepSpeed")
         scorer = reward_scorer(reward_model, reward_processing_class, reverse_reward, args)
         if self.mixture.rewards and scorer is None:

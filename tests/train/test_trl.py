@@ -15,7 +15,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
-from cdpo.train import trl_adapter
+from cdpo.train import trl_exact, trl_head
 from cdpo.train.loss_types import TRL_LOSSES
 
 RELIED_ON = (
@@ -45,7 +45,7 @@ RELIED_ON = (
     (DPOTrainer, "compute_ref_log_probs", 'adapter_name="ref" if "ref" in unwrapped_model.peft_config else None'),
     (DPOTrainer, "compute_ref_log_probs", "if self.ref_model is None and is_peft_model(self.model)"),
     (DPOTrainer, "__init__", "if is_peft_model(self.model) or (args.precompute_ref_log_probs"),
-    # the second head of _add_sampling_head is laid over TRL's, of which it repeats the last lines
+    # the second head of add_sampling_head is laid over TRL's, of which it repeats the last lines
     (trl_utils, "add_fused_lm_head", "model.forward = types.MethodType(_fused_forward, model)"),
     (trl_utils, "add_fused_lm_head", "getattr(self, backbone_attr)(*args, **kwargs)"),
     (trl_utils, "add_fused_lm_head", "hidden_states = backbone_outputs.last_hidden_state[:, :-1]"),
@@ -82,7 +82,7 @@ def test_trl_is_as_the_adapter_expects(cls: Any, method: str, text: str) -> None
 
 def test_the_kernel_of_the_head_takes_its_arguments_in_this_order() -> None:
     taken = tuple(inspect.signature(trl_utils._ChunkedLogProbFunction.forward).parameters)
-    assert taken == KERNEL, "TRL moved: see _add_sampling_head in cdpo/train/trl_adapter.py"
+    assert taken == KERNEL, "TRL moved: see add_sampling_head in cdpo/train/trl_head.py"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -101,13 +101,13 @@ def test_the_kernel_gives_log_probabilities_first(temperature: float) -> None:
 def test_outputs_have_the_fields_that_rows_are_taken_from() -> None:
     fields = {each.name for each in dataclasses.fields(trl_utils.FusedCausalLMOutput)}
     assert fields == OUTPUTS, "TRL moved: see run_model and _one_of in cdpo/train/trl_adapter.py"
-    assert {each.name for each in dataclasses.fields(trl_adapter.SampledOutput)} == OUTPUTS | {"sampling_logps"}
+    assert {each.name for each in dataclasses.fields(trl_head.SampledOutput)} == OUTPUTS | {"sampling_logps"}
 
 
 def test_a_head_that_scales_its_logits_is_known_by_the_names_trl_reads() -> None:
     source = inspect.getsource(trl_utils.add_fused_lm_head)
     read = set(re.findall(r'getattr\(text_config, "(\w+)", None\)', source)) - {"output_router_logits"}
-    assert read == set(trl_adapter._LOGIT_SCALES), "TRL moved: see _LOGIT_SCALES in cdpo/train/trl_adapter.py"
+    assert read == set(trl_head.LOGIT_SCALES), "TRL moved: see LOGIT_SCALES in cdpo/train/trl_head.py"
 
 
 def test_trainer_finds_the_skipping_of_batches_by_its_module() -> None:
@@ -139,6 +139,6 @@ def test_gathering_is_back_after_a_loss() -> None:
         gather_for_metrics = gather
 
     accelerator = Accelerator()
-    with trl_adapter._no_gathering(accelerator):
+    with trl_exact.no_gathering(accelerator):
         assert accelerator.gather(torch.ones(1)).shape == (1,)
     assert len(accelerator.gather(1)) == 2
