@@ -1,25 +1,25 @@
 """One `execute`: starts steps as their parents finish, watches workers (its own and adopted ones), reports."""
 
 import contextlib
-import heapq
 import shutil
 import signal
 import time
 from collections.abc import Mapping
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdpo.engine import launch, supervisors
+from cdpo.engine import launch, supervisors, trees
+from cdpo.engine.agenda import Agenda
 from cdpo.engine.display import Display
 from cdpo.engine.eta import Estimate
 from cdpo.engine.outcome import Outcome
-from cdpo.engine.process import STOPPED, is_alive, signal_group
+from cdpo.engine.process import STOPPED, describe
 from cdpo.engine.reporter import Reporter
 from cdpo.engine.running import Adopted, Running
 from cdpo.engine.selection import Selection
 from cdpo.engine.signals import Signals
-from cdpo.engine.slots import Slots
+from cdpo.engine.slots import Place, Slots
+from cdpo.engine.trees import Tree
 from cdpo.engine.watch import failure, proc
 from cdpo.store import Store, locks
 
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 #: seconds that workers have to stop after the first Ctrl+C
 GRACE = 15.0
+#: seconds without any GPU before that is told
+WAITING = 3.0
+#: seconds that what an ended worker started may take to go, once killed, before that is told
+PATIENCE = 2.0
+#: and before the step counts as ended all the same
+LONG_PATIENCE = 20.0
 
 
 class Execution:
@@ -47,23 +53,16 @@ class Execution:
         self.slots, self.modules, self.fail_fast = slots, modules, fail_fast
         self.estimate = Estimate(slots.total)
         self.reporter = Reporter(store, plan, display, self.estimate)
-        self.outcome = Outcome(cached=list(selection.cached))
-        self.paths: dict[str, Path] = dict(selection.cached)
+        self.agenda = Agenda(plan, selection, self.reporter)
+        self.outcome = self.agenda.outcome
         self.running: dict[str, Running] = {}
         self.adopted: dict[str, Adopted] = {}
         #: orphans whose worker died unseen, and that were started again
         self.retried: set[str] = set()
-        #: steps that can start, by place in the plan
-        self.ready: list[tuple[int, str]] = []
-        todo = set(selection.todo)
-        self.place = {key: index for index, key in enumerate(selection.todo)}
-        parents = {key: [each for each in plan.steps[key].parents if each in todo] for key in selection.todo}
-        self.children: dict[str, list[str]] = {key: [] for key in todo}
-        for key, above in parents.items():
-            for parent in above:
-                self.children[parent].append(key)
-        self.sorter: TopologicalSorter[str] = TopologicalSorter(parents)
-        self.sorter.prepare()
+        #: what ended workers of earlier executions left running
+        self.leftovers: list[Tree] = []
+        self.told_to_last: set[str] = set()
+        self.idle_since: float | None = None
         self.signals = Signals()
         self.signalled = 0
         self.deadline = float("inf")
@@ -80,7 +79,8 @@ class Execution:
                 self._obey()
                 if not self.closed:
                     self._start_ready()
-                if not self.running and not self.adopted and (self.closed or not self.ready):
+                    self._tell_what_is_waited_for()
+                if not self.running and not self.adopted and (self.closed or not self.agenda):
                     break
                 if time.monotonic() > self.deadline:
                     self._leave()
@@ -88,6 +88,7 @@ class Execution:
                 self.signals.wait(self.devices.poll_seconds)
                 self._reap()
                 self._follow()
+                self.leftovers = [tree for tree in self.leftovers if tree.kill()]
                 self._listen()
                 self.reporter.tick()
         self.reporter.emit(
@@ -126,6 +127,12 @@ class Execution:
         for key in here & chosen.cached.keys():
             self._sweep(key)
         self.worked = here & set(chosen.todo)
+        for mark in trees.leftovers(self.store) if chosen.todo else ():
+            tree = Tree(mark)
+            names = ", ".join(describe(who["pid"]) for who in tree.living())
+            self.reporter.emit("note", text=f"killed what the ended worker of an earlier step left running: {names}")
+            tree.kill()
+            self.leftovers.append(tree)
 
     def _sweep(self, key: str) -> None:
         """Remove what is left of a work folder whose step is finished: its worker was killed while tidying."""
@@ -138,53 +145,65 @@ class Execution:
 
     def _reached(self) -> None:
         """Steps whose parents are all there: those that somebody makes already are followed, the others may start."""
-        for key in self.sorter.get_ready():
+        for key in self.agenda.reached():
             if key in self.worked and self.store.is_locked(key):
                 self._adopt(key)
             else:
-                heapq.heappush(self.ready, (self.place[key], key))
+                self.agenda.add(key)
 
     def _start_ready(self) -> None:
-        while self.ready:
-            key = self.ready[0][1]
-            step = self.plan.steps[key]
+        passed = []
+        while self.agenda:
+            key = self.agenda.take()
+            processes = self.devices.of(self.plan.steps[key].pipeline).processes
             orphans = sum(each.orphan for each in self.adopted.values())
-            place = self.slots.take(self.devices.of(step.pipeline).processes, orphans)
-            if place is None:
-                return
-            heapq.heappop(self.ready)
-            gone = next((parent for parent in step.parents if not self._there(parent)), None)
-            if gone is not None:
-                self.slots.give(place)
-                text = f"its input {self.paths[gone]} was removed meanwhile; `cdpo execute` makes both"
-                self._begun(key)
-                self._failed(key, {"reason": text})
+            place = self.slots.take(processes, orphans)
+            if place is not None:
+                self._start(key, place)
                 continue
-            lock = self.store.lock(key)
-            if lock is None:
-                self.slots.give(place)
-                self._adopt(key)
-                continue
-            path = self._usable(key)
-            if path is not None:
-                self.slots.give(place)
-                self._sweep_locked(key, lock)
-                self._done(key, path)
-                continue
-            device = self.devices.device(step.pipeline, place.card)
-            inputs = launch.local_inputs(step, self.store.work(key), self.paths)
-            module = self.modules.get(step.pipeline)
-            self._begun(key)
-            try:
-                started = launch.start(self.store, step, inputs, module, device, place, lock)
-            except OSError as error:
-                self.slots.give(place)
-                self.store.unlock(key, lock)
-                self._failed(key, {"reason": f"its worker cannot be started: {error}"})
-                continue
-            self.running[key] = started
-            facts = {"attempt": started.attempt, "pid": started.worker.pid, "log": str(started.log)}
-            self.reporter.emit("step_started", key, slot=place.slot, place=place.label, **facts)
+            passed.append(key)
+            # Smaller steps do not go first, or one of several GPUs would never find them free at once; unless it is
+            # others who keep it waiting.
+            if not self.slots.shut_out(processes) or self.slots.shut_out(1):
+                break
+        for key in passed:
+            self.agenda.add(key)
+        for text in self.slots.news():
+            self.reporter.emit("note", text=text)
+
+    def _start(self, key: str, place: Place) -> None:
+        step = self.plan.steps[key]
+        gone = self.agenda.missing_input(key)
+        if gone is not None:
+            self.slots.give(place)
+            self.agenda.begun(key)
+            self._failed(key, {"reason": f"its input {gone} was removed meanwhile; `cdpo execute` makes both"})
+            return
+        lock = self.store.lock(key)
+        if lock is None:
+            self.slots.give(place)
+            self._adopt(key)
+            return
+        path = self._usable(key)
+        if path is not None:
+            self.slots.give(place)
+            self._sweep_locked(key, lock)
+            self._done(key, path)
+            return
+        device = self.devices.device(step.pipeline, place.card)
+        inputs = launch.local_inputs(step, self.store.work(key), self.agenda.paths)
+        module = self.modules.get(step.pipeline)
+        self.agenda.begun(key)
+        try:
+            started = launch.start(self.store, step, inputs, module, device, place, lock)
+        except OSError as error:
+            self.slots.give(place)
+            self.store.unlock(key, lock)
+            self._failed(key, {"reason": f"its worker cannot be started: {error}"})
+            return
+        self.running[key] = started
+        facts = {"attempt": started.attempt, "pid": started.worker.pid, "log": str(started.log)}
+        self.reporter.emit("step_started", key, slot=place.slot, place=place.label, **facts)
 
     def _usable(self, key: str) -> Path | None:
         """The finished step, where another execute made it meanwhile. A damaged or evicted one is moved aside.
@@ -204,25 +223,29 @@ class Execution:
         needed = key in self.selection.evicted
         return None if needed and self.store.is_evicted(path) else path
 
-    def _there(self, key: str) -> bool:
-        """Whether a finished step is still in its place, or (made again meanwhile) in another one."""
-        if not self.paths[key].exists():
-            step = self.plan.steps[key]
-            self.paths[key] = self.store.look(step.pipeline, step.name, key) or self.paths[key]
-        return self.paths[key].exists()
-
     def _sweep_locked(self, key: str, lock: int) -> None:
         shutil.rmtree(self.store.work(key), ignore_errors=True)
         self.store.unlock(key, lock)
 
-    def _begun(self, key: str, at: float | None = None) -> None:
-        self.estimate.waits(self.plan.steps[key].pipeline, -1)
-        self.estimate.started(key, self.plan.steps[key].pipeline, at)
+    def _tell_what_is_waited_for(self) -> None:
+        """Say why nothing runs where all GPUs are in other hands; once for each time that it is so."""
+        if self.running or self.adopted or not self.agenda or not self.slots.pool:
+            self.idle_since = None
+        elif self.idle_since is None:
+            self.idle_since = time.monotonic()
+        elif time.monotonic() - self.idle_since > WAITING:
+            self.idle_since = float("inf")
+            reasons = "; ".join(self.slots.obstacles())
+            text = (
+                f"waiting for a GPU: {reasons}. Work goes on as soon as one is free. Not to wait: end what uses it, or "
+                "stop this and name other GPUs in devices.yaml (`gpus: [1, 2]`; `gpus: []` for the CPU)"
+            )
+            self.reporter.emit("note", text=text)
 
     def _adopt(self, key: str) -> None:
         found = Adopted(self.store.work(key))
         self.adopted[key] = found
-        self._begun(key, found.started)
+        self.agenda.begun(key, found.started)
         self._announce(key, found)
 
     def _announce(self, key: str, found: Adopted) -> None:
@@ -237,8 +260,8 @@ class Execution:
             code = each.worker.poll()
             if code is None:
                 continue
-            # what it started and left behind would hold its lock, and its memory
-            signal_group(each.worker.pid, signal.SIGKILL)
+            if not self._is_over(key, each.tree):
+                continue
             step = self.plan.steps[key]
             path = self.store.look(step.pipeline, step.name, key)
             each.events.moved_to(path)
@@ -248,9 +271,21 @@ class Execution:
             if path is not None and self.store.intact(path) is None and not self._still_evicted(key, path):
                 self._done(key, path)
             elif self.signalled and code in (STOPPED, -signal.SIGTERM, -signal.SIGKILL):
-                self.estimate.ended(key)
+                self.agenda.interrupted(key)
             else:
                 self._failed(key, each.record(code))
+
+    def _is_over(self, key: str, tree: Tree) -> bool:
+        """Whether nothing of an ended worker's tree lives; what does is killed, and waited for in vain for a while."""
+        left = tree.kill()
+        if not left or tree.since is None:
+            return True
+        waited = time.monotonic() - tree.since
+        if waited > PATIENCE and tree.mark not in self.told_to_last:
+            self.told_to_last.add(tree.mark)
+            names = ", ".join(describe(who["pid"]) for who in left)
+            self.reporter.emit("note", key, text=f"its worker has ended; killed and not yet gone: {names}")
+        return waited > LONG_PATIENCE
 
     def _still_evicted(self, key: str, path: Path) -> bool:
         return key in self.selection.evicted and self.store.is_evicted(path)
@@ -260,6 +295,8 @@ class Execution:
         for key, each in list(self.adopted.items()):
             each.look()
             self._announce(key, each)
+            if each.has_ended and each.tree is not None and not self._is_over(key, each.tree):
+                continue
             lock = self.store.lock(key)
             if lock is None:
                 if each.left_behind():
@@ -279,7 +316,7 @@ class Execution:
             if record is not None and not each.orphan and record["attempt"] == each.attempt:
                 self._failed(key, record, each.log)
             elif self.signalled:
-                self.estimate.ended(key)
+                self.agenda.interrupted(key)
             elif each.worker is not None and key in self.retried:
                 self._failed(key, record or each.record(), each.log)
             else:
@@ -288,9 +325,7 @@ class Execution:
                     self.reporter.emit(
                         "note", key, text=f"process {each.worker['pid']} ended without publishing; started again"
                     )
-                self.estimate.ended(key)
-                self.estimate.waits(self.plan.steps[key].pipeline)
-                heapq.heappush(self.ready, (self.place[key], key))
+                self.agenda.begin_again(key)
 
     def _listen(self) -> None:
         for key, mine in list(self.running.items()):
@@ -298,44 +333,12 @@ class Execution:
         for key, other in list(self.adopted.items()):
             self.reporter.listen(key, other)
 
-    # ends of steps
-
     def _done(self, key: str, path: Path) -> None:
-        seconds = self.store.manifest(path)["seconds"]
-        self.paths[key] = path
-        self.outcome.done.append(key)
-        self.estimate.ended(key, seconds)
-        self.reporter.emit(
-            "step_done",
-            key,
-            seconds=seconds,
-            path=str(path),
-            finished=len(self.outcome.done),
-            run=len(self.selection.todo),
-            eta=self.estimate.left(),
-        )
-        self.sorter.done(key)
+        self.agenda.done(key, path)
         self._reached()
 
     def _failed(self, key: str, record: dict[str, Any], log: Path | None = None) -> None:
-        self.outcome.failed[key] = record["reason"]
-        self.estimate.ended(key)
-        self.reporter.emit(
-            "step_failed",
-            key,
-            reason=record["reason"],
-            log=record.get("log") or str(log or self.store.work(key)),
-            tail=record.get("tail", []),
-        )
-        label = self.plan.steps[key].label
-        below = list(self.children[key])
-        while below:
-            child = below.pop()
-            if child not in self.outcome.blocked:
-                self.outcome.blocked[child] = label
-                self.estimate.waits(self.plan.steps[child].pipeline, -1)
-                self.reporter.emit("step_blocked", child, by=label)
-                below.extend(self.children[child])
+        self.agenda.failed(key, record, log)
         if self.fail_fast:
             self.closed = True
 
@@ -354,11 +357,11 @@ class Execution:
             text = "killing the workers"
         self.reporter.emit("note", text=text)
         number = signal.SIGTERM if first else signal.SIGKILL
-        for each in self.running.values():
-            signal_group(each.worker.pid, number)
+        for mine in self.running.values():
+            mine.signal(number)
         for followed in self.adopted.values():
-            if followed.orphan and followed.worker is not None and is_alive(followed.worker):
-                signal_group(followed.worker["pid"], number)
+            if followed.orphan:
+                followed.signal(number)
         # steps of another execute are that one's affair
         self.adopted = {key: each for key, each in self.adopted.items() if each.orphan}
 

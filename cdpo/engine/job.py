@@ -114,10 +114,10 @@ def _folder(store: Store, key: str, named: Mapping[str, str]) -> Path:
 
 def _place() -> tuple[str, list[dict[str, Any]]]:
     """Where this job runs, and the GPUs that the batch system gave it."""
-    from cdpo.engine import gpus
+    from cdpo.engine import gpus, nvml
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = gpus.choose(gpus.list_gpus(), "auto", given) if given else []
+    found = gpus.choose(nvml.list_gpus(), "auto", given) if given else []
     where = socket.gethostname()
     if found:
         where += " gpu " + ",".join(str(gpu.index) for gpu in found)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from cdpo.engine import trees
 from cdpo.engine.process import identity
 from cdpo.engine.running import Running
 from cdpo.engine.slots import Place
@@ -82,8 +83,11 @@ def start(
     """Start the worker of `step`, whose lock this process holds; it and the leases of `place` pass to the worker."""
     work = describe(store, step, inputs, module, device)
     attempt, log, stream = open_log(work)
+    mark = trees.new_mark(store, step.key)
     launch = {
         "lock": lock,
+        "leases": place.descriptors,
+        "mark": mark,
         "attempt": attempt,
         "supervisor": identity(),
         "place": place.label,
@@ -97,12 +101,18 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[lock, *place.descriptors],
-            env={**os.environ, **environment(device), **place.environment(), LAUNCH: json.dumps(launch)},
+            env={
+                **os.environ,
+                **environment(device),
+                **place.environment(),
+                trees.MARK: mark,
+                LAUNCH: json.dumps(launch),
+            },
         )
     # it alone holds its step and its GPUs from now on
     os.close(lock)
     place.hand_over()
-    return Running(work, worker, log, place, attempt)
+    return Running(work, worker, log, place, attempt, trees.Tree(mark))
 
 
 def environment(device: Device) -> dict[str, str]:

@@ -1,9 +1,13 @@
 """Processes by identity: a pid may be given to another process later, a pid with its start time never."""
 
+import errno
 import os
 import signal
 from collections.abc import Mapping
 from typing import Any
+
+#: {"pid", "start"}: see `identity`
+Identity = dict[str, int]
 
 PR_SET_PDEATHSIG = 1
 #: exit code of a worker that SIGTERM stopped
@@ -14,7 +18,7 @@ class Stopped(BaseException):
     """SIGTERM reached this worker; not an Exception, so that a pipeline's `except Exception` lets it through."""
 
 
-def identity(pid: int | None = None) -> dict[str, int]:
+def identity(pid: int | None = None) -> Identity:
     """{"pid", "start"} of a living process, by default this one; `start` counts clock ticks since the machine started.
 
     Raises ProcessLookupError where there is none.
@@ -41,12 +45,53 @@ def is_alive(who: Mapping[str, Any] | None) -> bool:
         return False
 
 
-def signal_group(pid: int, number: int) -> None:
-    """Signal a worker and what it started in its group; no error where it is gone."""
+def send(who: Mapping[str, Any], number: int) -> bool:
+    """Signal the process that `identity` described, and never another that got its pid; False where it has ended.
+
+    Raises PermissionError where it is another user's.
+    """
     try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return
+        descriptor = os.pidfd_open(who["pid"])
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        # Linux before 5.3: between the look and the signal lie microseconds, and a pid is not given away again so soon
+        if is_alive(who):
+            os.kill(who["pid"], number)
+            return True
+        return False
+    try:
+        # whatever becomes of the pid, the descriptor stays with one process; is it the one that is meant?
+        if not is_alive(who):
+            return False
+        signal.pidfd_send_signal(descriptor, number)
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def describe(pid: int) -> str:
+    """`process 4711 (python, anna)`, as far as it can be found out."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
+            name = stream.read().strip()
+        return f"process {pid} ({name}, {user_name(os.stat(f'/proc/{pid}').st_uid)})"
+    except OSError:
+        return f"process {pid}"
+
+
+def user_name(number: int) -> str:
+    """The login name of a user id; the id where it has none here, as in many containers."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
 
 
 def die_with_parent() -> None:

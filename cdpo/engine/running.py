@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdpo.engine.process import is_alive
+from cdpo.engine.process import Identity, is_alive, send
 from cdpo.engine.slots import Place
+from cdpo.engine.trees import Tree
 from cdpo.engine.watch import Follower, failure, proc, tail
 from cdpo.files import write_json
 
@@ -26,9 +27,16 @@ class Running:
     log: Path
     place: Place
     attempt: int
+    tree: Tree
 
     def __post_init__(self) -> None:
         self.events = Follower(self.work / "events.jsonl")
+
+    def signal(self, number: int) -> None:
+        """Tell the worker, which ends what it started by itself; SIGKILL is for all of them."""
+        self.worker.send_signal(number)
+        if number == signal.SIGKILL:
+            self.tree.kill()
 
     def record(self, code: int) -> dict[str, Any]:
         """How it failed, completed with the end of its log and kept as failure.json."""
@@ -44,11 +52,13 @@ class Adopted:
         self.events = Follower(work / "events.jsonl")
         self.announced = False
         #: identity of the worker; None as long as it has not said who it is
-        self.worker: dict[str, Any] | None = None
+        self.worker: Identity | None = None
         self.orphan = False
         self.attempt = 0
         self.place = ""
         self.started: float | None = None
+        #: None where it was started by hand, or by a batch system
+        self.tree: Tree | None = None
         self.log: Path | None = None
         #: since when the worker was seen to be dead, while the step's lock was held
         self._ended: float | None = None
@@ -67,10 +77,24 @@ class Adopted:
         self.worker = {"pid": found["pid"], "start": found["start"]}
         self.attempt, self.place = found.get("attempt", 1), found.get("place", "")
         self.started = found["started"]
+        if self.tree is None or self.tree.mark != found.get("mark"):
+            self.tree = Tree(found["mark"]) if "mark" in found else None
         self.log = self.work / f"attempt-{self.attempt}.log"
         # Only a worker that lives can lose its execution: one that failed under its eyes is followed by its end too.
         if is_alive(self.worker):
             self.orphan = self.orphan or not is_alive(found.get("supervisor"))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its worker was seen dead; its step may be finished, or its lock held by what it started."""
+        return self._ended is not None
+
+    def signal(self, number: int) -> None:
+        """As for a worker of one's own; nothing where it has ended."""
+        if self.worker is not None:
+            send(self.worker, number)
+        if number == signal.SIGKILL and self.tree is not None:
+            self.tree.kill()
 
     def left_behind(self) -> bool:
         """Whether the worker has been dead for a while and something holds its lock; True once."""

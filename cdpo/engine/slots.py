@@ -1,15 +1,22 @@
-"""Places where steps run: so many at once on the CPU, or on the GPUs that can be leased."""
+"""Places where steps run: so many at once on the CPU, or on the GPUs that can be leased and that nobody else uses."""
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cdpo.engine import gpus
-from cdpo.engine.gpus import Gpu
+from cdpo.engine import gpus, leases, nvml
+from cdpo.engine.foreign import Foreign, foreign
+from cdpo.engine.nvml import Gpu
 
 if TYPE_CHECKING:
     from cdpo.config.devices import Devices
+
+#: seconds after which a GPU that was in use is looked at again
+AGAIN = 0.5
+#: seconds that an ended step's memory may take to be free before that is told
+SETTLE = 10.0
 
 
 @dataclass
@@ -39,6 +46,20 @@ class Place:
             os.close(self.descriptors.pop())
 
 
+@dataclass
+class Occupied:
+    """A GPU that was found in use by no step, as it was last seen."""
+
+    why: Foreign
+    since: float
+    looked: float
+    told: bool = False
+
+    def is_due(self) -> bool:
+        """Whether the user should hear of it now: not of memory that is being freed."""
+        return not self.why.fading or time.monotonic() - self.since > SETTLE
+
+
 class Slots:
     """The places of one `execute`. GPUs where there are any, else `devices.workers()` slots on the CPU."""
 
@@ -46,16 +67,17 @@ class Slots:
         self.pool = list(pool)
         self.total = len(self.pool) or workers
         self._taken: set[int] = set()
+        self._occupied: dict[str, Occupied] = {}
 
     @classmethod
     def of(cls, devices: "Devices", environment: Mapping[str, str] = os.environ) -> "Slots":
         if devices.gpus == []:
             return cls([], devices.workers())
-        found = gpus.choose(gpus.list_gpus(), devices.gpus, environment.get("CUDA_VISIBLE_DEVICES"))
+        found = gpus.choose(nvml.list_gpus(), devices.gpus, environment.get("CUDA_VISIBLE_DEVICES"))
         return cls(found, devices.workers())
 
     def take(self, processes: int, occupied: int = 0) -> Place | None:
-        """A place for a step of `processes`; None where none is free now.
+        """A place for a step of `processes`: so many GPUs, or none; None where there is no place now.
 
         `occupied` steps of an earlier execute, whose workers run on, hold CPU slots too (on GPUs their leases do).
         """
@@ -65,22 +87,69 @@ class Slots:
                 return None
             self._taken.add(free[0])
             return Place(free[0], f"cpu {free[0]}")
+        if len(free) < processes:
+            return None
+        with leases.alone() as mine:
+            return self._lease(free, processes) if mine else None
+
+    def _lease(self, free: Sequence[int], processes: int) -> Place | None:
         place = Place(-1, "")
         for slot in free:
             if len(place.gpus) == processes:
                 break
-            descriptor = gpus.lease(self.pool[slot])
+            descriptor = self._lease_one(self.pool[slot])
             if descriptor is not None:
                 place.descriptors.append(descriptor)
                 place.gpus.append(self.pool[slot])
                 place.slot = slot if place.slot < 0 else place.slot
         if len(place.gpus) < processes:
+            # nothing is held while waiting for more: two executes would wait for each other
             place.hand_over()
             return None
         place.label = "gpu " + ",".join(str(gpu.index) for gpu in place.gpus)
         self._taken.update(self.pool.index(gpu) for gpu in place.gpus)
         return place
 
+    def _lease_one(self, gpu: Gpu) -> int | None:
+        before = self._occupied.get(gpu.uuid)
+        now = time.monotonic()
+        if before is not None and now - before.looked < AGAIN:
+            return None
+        descriptor = leases.lease(gpu)
+        if descriptor is None:
+            self._occupied.pop(gpu.uuid, None)
+            return None
+        why = foreign(gpu)
+        if why is None:
+            self._occupied.pop(gpu.uuid, None)
+            return descriptor
+        os.close(descriptor)
+        if before is None:
+            self._occupied[gpu.uuid] = Occupied(why, since=now, looked=now)
+        else:
+            before.why, before.looked = why, now
+        return None
+
     def give(self, place: Place) -> None:
         place.hand_over()
         self._taken -= {self.pool.index(gpu) for gpu in place.gpus} or {place.slot}
+
+    def shut_out(self, processes: int) -> bool:
+        """Whether a step of `processes` has no place because others use GPUs that no lease covers."""
+        return bool(self.pool) and processes > len(self.pool) - len(self._occupied)
+
+    def news(self) -> Iterator[str]:
+        """Each GPU that came to be occupied, once."""
+        for gpu in self.pool:
+            found = self._occupied.get(gpu.uuid)
+            if found is not None and found.is_due() and not found.told:
+                found.told = True
+                yield f"GPU {gpu.index} is left out until it is free: {found.why.text}"
+
+    def obstacles(self) -> list[str]:
+        """Why each GPU of the pool is not free, as last seen."""
+        found = []
+        for gpu in self.pool:
+            occupied = self._occupied.get(gpu.uuid)
+            found.append(f"GPU {gpu.index}: {occupied.why.text if occupied else leases.describe(gpu)}")
+        return found

@@ -1,13 +1,15 @@
 """`cdpo stop`: ends what runs on a store; executions first, so that they start nothing new, then workers left alone."""
 
-import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from cdpo.engine import supervisors
-from cdpo.engine.process import is_alive, signal_group
+from cdpo.engine.process import describe, is_alive, send
+from cdpo.engine.trees import Tree, leftovers, store_mark
 from cdpo.engine.watch import proc
+from cdpo.errors import CdpoError
 from cdpo.store import Store
 
 #: seconds that an execution, or a worker, has to end after SIGTERM
@@ -18,17 +20,19 @@ PAUSE = 0.05
 def stop(store: Store, grace: float = GRACE) -> list[str]:
     """End the executions and the workers of `store` on this machine; returns the keys of the steps that ran.
 
-    Both are told by SIGTERM and killed if they live on after `grace` seconds each. What they did remains: the steps are
-    begun again by the next execute.
+    Both are told by SIGTERM and killed if they live on after `grace` seconds each, and with the workers all that they
+    started. What they did remains: the steps are begun again by the next execute. Only processes that the store
+    knows by pid and start time, or that carry its mark, are signalled. Raises CdpoError where some will not go.
     """
+    if not store.root.exists():
+        return []
     ran = [key for key in store.working() if store.is_locked(key)]
     executions = supervisors.living(store)
     for who in executions:
-        _signal(who["pid"], signal.SIGTERM)
+        _send(who, signal.SIGTERM)
     if not _wait(lambda: not any(is_alive(who) for who in executions), grace):
         for who in executions:
-            if is_alive(who):
-                _signal(who["pid"], signal.SIGKILL)
+            _send(who, signal.SIGKILL)
     for number in (signal.SIGTERM, signal.SIGKILL):
         told: set[int] = set()
 
@@ -37,25 +41,34 @@ def stop(store: Store, grace: float = GRACE) -> list[str]:
 
         if _wait(gone, grace):
             break
+    everything = Tree(store_mark(store))
+    if not _wait(lambda: not everything.kill(), grace):
+        names = ", ".join(describe(who["pid"]) for who in everything.kill())
+        raise CdpoError(f"{store.root}: killed and not gone after {grace:.0f} s: {names}; see `ps -o stat,wchan,cmd`")
     return ran
 
 
 def _tell_workers(store: Store, number: int, told: set[int]) -> bool:
-    """Signal, once, each worker that holds a lock; whether there is any. One that has just begun may be unknown yet."""
+    """Signal, once, each worker that holds a lock; whether there is any. One that has just begun may be unknown yet.
+
+    What an ended worker left running is killed: it may hold the lock.
+    """
+    for mark in leftovers(store):
+        Tree(mark).kill()
     held = [key for key in store.working() if store.is_locked(key)]
     for key in held:
         who = proc(store.work(key))
-        if who is not None and who["pid"] not in told and is_alive(who):
+        if who is not None and who["pid"] not in told:
             told.add(who["pid"])
-            signal_group(who["pid"], number)
+            _send(who, number)
     return bool(held)
 
 
-def _signal(pid: int, number: int) -> None:
+def _send(who: Mapping[str, Any], number: int) -> None:
     try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+        send(who, number)
+    except PermissionError:
+        raise CdpoError(f"{describe(who['pid'])} is another user's; ask them to stop it") from None
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> bool:

@@ -5,6 +5,7 @@ or by a batch system), runs the pipeline and publishes. Exit codes: 0 published,
 reason), 3 any other error, 143 stopped by SIGTERM.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,14 +16,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cdpo.engine.process import STOPPED, Stopped, identity
+from cdpo.engine.process import STOPPED, Stopped, identity, user_name
 from cdpo.engine.program import load_run
 from cdpo.errors import CdpoError
 from cdpo.files import read_json, write_json
 from cdpo.step import Step
 from cdpo.store import Store, provenance, publish
+from cdpo.store.names import short
 
-#: environment variable by which the engine hands over the lock's descriptor and what belongs in proc.json
+#: environment variable by which the engine hands over the descriptors of the locks and what belongs in proc.json
 LAUNCH = "CDPO_LAUNCH"
 UNEXPECTED = 3
 
@@ -41,7 +43,9 @@ def main(work: Path) -> int:
             print(f"{work}: another process makes this step", file=sys.stderr)
             return 1
     started = time.time()
+    held = launch.pop("leases", [])
     write_json(work / "proc.json", {**identity(), "started": round(started, 3), **launch}, durable=False)
+    _sign(held, store, work, started)
     try:
         if not publish.is_staged(work):
             _make(work, launch, started)
@@ -68,6 +72,21 @@ def main(work: Path) -> int:
         sys.stderr.flush()
         _failed(work, launch, UNEXPECTED, "".join(traceback.format_exception_only(error)).strip())
         return UNEXPECTED
+
+
+def _sign(held: list[int], store: Store, work: Path, started: float) -> None:
+    """Say in the leases of this worker's GPUs who has them."""
+    if not held:
+        return
+    from cdpo.engine import leases
+
+    described = read_json(work / "step.json")
+    step = f"{described['pipeline']}/{described['name']}-{short(described['key'])}"
+    who = {**identity(), "user": user_name(os.getuid()), "step": step, "store": str(store.root), "since": started}
+    # held they are in any case, also where the disk is full
+    with contextlib.suppress(OSError):
+        for descriptor in held:
+            leases.sign(descriptor, who)
 
 
 def _make(work: Path, launch: dict[str, Any], started: float) -> None:

@@ -25,10 +25,11 @@ def make_plan(shape, diary, **params):
     keys = {}
     for name, parents in shape.items():
         own = {"diary": str(diary), **params.get(name, {})}
+        pipeline = own.pop("pipeline", "TRIVIAL")
         text = json.dumps([name, [keys[parent] for parent in parents], {k: v for k, v in own.items() if k != "diary"}])
         keys[name] = hashlib.sha256(text.encode()).hexdigest()
         inputs = {f"parent_{index}": {"step": keys[parent]} for index, parent in enumerate(parents)}
-        steps[keys[name]] = PlannedStep(keys[name], "TRIVIAL", name, 1, own, inputs, 0)
+        steps[keys[name]] = PlannedStep(keys[name], pipeline, name, 1, own, inputs, 0)
     return Plan("test", "tasks.yaml", {}, [], steps)
 
 
@@ -40,6 +41,9 @@ class Bench:
         self.diary = folder / "diary.txt"
         self.store = Store(folder / "store")
         self.processes = []
+        #: GPUs are those of a test, or none
+        self.paths = f"{HERE}:{HERE / 'fakes'}"
+        self.leases = folder / "leases"
 
     def plan(self, shape, **params):
         plan = make_plan(shape, self.diary, **params)
@@ -49,7 +53,7 @@ class Bench:
     def execute(self, **options):
         """Start `execute` on the last plan; a Popen whose stdout holds one event a line."""
         command = [sys.executable, str(HERE / "execute.py"), str(self.folder), json.dumps(options)]
-        environment = {**os.environ, "PYTHONPATH": str(HERE), "CDPO_GPU_LEASES": str(self.folder / "leases")}
+        environment = {**os.environ, "PYTHONPATH": self.paths, "CDPO_GPU_LEASES": str(self.leases)}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         self.processes.append(process)
         return process

@@ -1,72 +1,56 @@
-"""GPU leases with a made-up nvidia-smi: who gets which card, and for how long."""
+"""The pool of GPUs and their leases: who gets which card, for how long. The driver is made up, processes are real."""
 
 import itertools
 import os
 import subprocess
 import sys
+import time
 
 import pytest
-from engine_bench import of_kind, wait_for
+from engine_bench import TRIVIAL, Bench, of_kind, wait_for
+from fake_gpus import GIB, A, B, card, computing
 
 from cdpo.config.devices import Devices
-from cdpo.engine import gpus
-from cdpo.engine.gpus import Gpu, choose, parse_list
+from cdpo.engine import leases, slots, trees
+from cdpo.engine.gpus import choose
+from cdpo.engine.nvml import Gpu, list_gpus
+from cdpo.engine.process import identity
 from cdpo.engine.slots import Slots
 from cdpo.errors import UsageError
 from cdpo.files import read_json
 
-LISTING = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-aaaa-1)
-GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-aabb-2)
-GPU 2: NVIDIA H100 PCIe (UUID: GPU-cccc-3)
-  MIG 1g.10gb     Device  0: (UUID: MIG-dddd-4)
-  MIG 1g.10gb     Device  1: (UUID: MIG-eeee-5)
-"""
 ONE, TWO = Gpu(0, "GPU-aaaa-1", "NVIDIA A100-SXM4-80GB"), Gpu(1, "GPU-aabb-2", "NVIDIA A100-SXM4-80GB")
-MIG = [Gpu(2, "MIG-dddd-4", "NVIDIA H100 PCIe MIG 1g.10gb"), Gpu(2, "MIG-eeee-5", "NVIDIA H100 PCIe MIG 1g.10gb")]
+PART = Gpu(2, "MIG-dddd-4", "NVIDIA H100 PCIe MIG 1g.10gb")
+AUTO = {"gpus": "auto"}
 
 
 @pytest.fixture(autouse=True)
-def leases(tmp_path, monkeypatch):
-    monkeypatch.setenv("CDPO_GPU_LEASES", str(tmp_path / "leases"))
-    return tmp_path / "leases"
-
-
-@pytest.fixture
-def nvidia_smi(tmp_path, monkeypatch):
-    """A machine with two cards."""
-    room = tmp_path / "bin"
-    room.mkdir()
-    script = room / "nvidia-smi"
-    script.write_text("#!/bin/sh\nhead -2 <<'END'\n" + LISTING + "END\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{room}:{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-
-def test_cards_and_their_mig_parts_are_read():
-    assert parse_list(LISTING) == [ONE, TWO, *MIG]
-    assert parse_list("") == []
+def _machine(machine):
+    """No test of this file sees the cards, or the leases, of the machine that it runs on."""
 
 
 @pytest.mark.parametrize(
     ("wanted", "inherited", "chosen"),
     [
-        ("auto", None, [ONE, TWO]),
+        ("auto", None, [ONE, TWO, PART]),
         ("auto", "", []),
         ("auto", "1", [TWO]),
         ("auto", "1,0", [TWO, ONE]),
+        ("auto", "1,1,0", [TWO]),
         ("auto", "GPU-aabb-2", [TWO]),
         ("auto", "GPU-aab", [TWO]),
         ("auto", "GPU-aa", []),
+        ("auto", "MIG-dddd-4", [PART]),
         ("auto", "0,7,1", [ONE]),
         ("auto", "-1", []),
         ([1], None, [TWO]),
+        ([1, "GPU-aabb-2"], None, [TWO]),
         (["GPU-aaaa-1", 1], "1", [TWO]),
         ([], None, []),
     ],
 )
 def test_the_pool_is_what_is_wanted_and_inherited(wanted, inherited, chosen):
-    assert choose([ONE, TWO], wanted, inherited) == chosen
+    assert choose([ONE, TWO, PART], wanted, inherited) == chosen
 
 
 def test_a_gpu_that_is_not_there_is_refused():
@@ -74,54 +58,130 @@ def test_a_gpu_that_is_not_there_is_refused():
         choose([ONE], [5], None)
 
 
-def test_a_lease_is_exclusive_and_ends_with_its_last_holder(leases):
-    held = gpus.lease(ONE)
-    assert gpus.lease(ONE) is None
+def test_a_lease_is_exclusive_and_ends_with_its_last_holder():
+    held = leases.lease(ONE)
+    assert leases.lease(ONE) is None
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[held])
     os.close(held)
-    assert gpus.lease(ONE) is None
+    assert leases.lease(ONE) is None
     child.communicate()
-    again = gpus.lease(ONE)
+    again = leases.lease(ONE)
     assert again is not None
     os.close(again)
-    assert leases.stat().st_mode & 0o7777 == 0o1777
-    assert (leases / "GPU-aaaa-1.lock").stat().st_mode & 0o777 == 0o666
+    folder = leases.lease_folder()
+    assert folder.stat().st_mode & 0o7777 == 0o1777
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666}
+
+
+def test_a_lease_says_who_has_it():
+    assert leases.holder(ONE) is None
+    held = leases.lease(ONE)
+    assert leases.holder(ONE) == {}
+    assert leases.describe(ONE) == "leased a moment ago"
+    who = {**identity(), "user": "anna", "step": "DPO/x-0123", "store": "/s", "since": time.time()}
+    leases.sign(held, {"long": "x" * 500})
+    leases.sign(held, who)
+    assert leases.holder(ONE) == who
+    assert leases.describe(ONE).endswith(f"by anna: process {os.getpid()} makes DPO/x-0123 in /s")
+    leases.sign(held, {**who, "start": 1})
+    assert "it has ended, and something that it started still runs (`cdpo stop --store /s`)" in leases.describe(ONE)
+    os.close(held)
+    assert leases.holder(ONE) is None
+    # the next holder is not taken for the last one
+    again = leases.lease(ONE)
+    assert leases.holder(ONE) == {}
+    os.close(again)
 
 
 def test_a_step_of_two_processes_takes_two_cards_or_none():
-    slots = Slots([ONE, TWO], workers=9)
-    elsewhere = gpus.lease(TWO)
-    assert slots.take(2) is None
-    single = slots.take(1)
+    pool = Slots([ONE, TWO], workers=9)
+    elsewhere = leases.lease(TWO)
+    assert pool.take(2) is None
+    assert leases.holder(ONE) is None
+    single = pool.take(1)
     assert (single.label, single.card) == ("gpu 0", "NVIDIA A100-SXM4-80GB")
-    slots.give(single)
+    pool.give(single)
     os.close(elsewhere)
-    both = slots.take(2)
+    both = pool.take(2)
     assert both.label == "gpu 0,1"
     assert both.environment()["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-1,GPU-aabb-2"
-    assert slots.take(1) is None
-    slots.give(both)
-    assert slots.take(2) is not None
+    assert pool.take(1) is None
+    pool.give(both)
+    assert pool.take(2) is not None
+
+
+def test_nobody_takes_leases_while_another_does():
+    pool = Slots([ONE, TWO], workers=9)
+    with leases.alone() as first:
+        assert first
+        with leases.alone() as second:
+            assert not second
+        assert pool.take(1) is None
+    assert pool.take(2) is not None
 
 
 def test_cpu_slots_leave_room_for_orphans():
-    slots = Slots([], workers=2)
-    assert slots.take(1, occupied=2) is None
-    assert slots.take(1, occupied=1).label == "cpu 0"
-    assert slots.take(1, occupied=1) is None
-    assert slots.take(1).label == "cpu 1"
+    pool = Slots([], workers=2)
+    assert pool.take(1, occupied=2) is None
+    assert pool.take(1, occupied=1).label == "cpu 0"
+    assert pool.take(1, occupied=1) is None
+    assert pool.take(1).label == "cpu 1"
 
 
-def test_a_broken_driver_is_said(tmp_path, nvidia_smi):
-    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 'no devices were found'; exit 6\n")
-    with pytest.raises(UsageError, match="no devices were found"):
-        gpus.list_gpus()
+def test_a_card_in_foreign_hands_is_left_out_and_told_once(machine, monkeypatch):
+    monkeypatch.setattr(slots, "AGAIN", 0.0)
+    machine.show(card("GPU-aaaa-1", **computing(1)), B)
+    pool = Slots(list_gpus(), workers=9)
+    assert pool.take(2) is None
+    place = pool.take(1)
+    assert place.label == "gpu 1"
+    (text,) = pool.news()
+    assert text.startswith("GPU 0 is left out until it is free: process 1 (")
+    assert text.endswith(" holds 3.0 GiB")
+    assert pool.take(1) is None
+    assert list(pool.news()) == []
+    assert pool.shut_out(2)
+    assert not pool.shut_out(1)
+    machine.show(A, B)
+    again = pool.take(1)
+    assert again.label == "gpu 0"
+    assert not pool.shut_out(2)
+    pool.give(again)
+    # another time it is told again
+    machine.show(card("GPU-aaaa-1", **computing(1)), B)
+    assert pool.take(1) is None
+    assert len(list(pool.news())) == 1
 
 
-def test_workers_get_uuids_and_never_share_a_card(bench, nvidia_smi):
+def test_memory_of_an_ended_step_is_waited_for_before_it_is_told(machine, monkeypatch):
+    monkeypatch.setattr(slots, "AGAIN", 0.0)
+    machine.show(card("GPU-aaaa-1", memory_used=5 * GIB))
+    pool = Slots(list_gpus(), workers=9)
+    assert pool.take(1) is None
+    assert list(pool.news()) == []
+    monkeypatch.setattr(slots, "SETTLE", -1.0)
+    assert len(list(pool.news())) == 1
+    machine.show(A)
+    assert pool.take(1) is not None
+
+
+def test_a_dying_process_of_a_step_is_no_foreign_one(machine):
+    worker = subprocess.Popen(["sleep", "60"], env={**os.environ, trees.MARK: "1:2/key/3"})
+    try:
+        assert wait_for(lambda: trees.mark_of(worker.pid) == "1:2/key/3")
+        machine.show(card("GPU-aaaa-1", **computing(worker.pid)))
+        pool = Slots(list_gpus(), workers=9)
+        assert pool.take(1) is None
+        assert list(pool.news()) == []
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_workers_get_uuids_and_never_share_a_card(bench):
     shape = {name: [] for name in "abcdef"}
     plan = bench.plan(shape, **{name: {"seconds": 0.2} for name in shape})
-    both = [bench.execute(devices={"gpus": "auto"}), bench.execute(devices={"gpus": "auto"})]
+    both = [bench.execute(devices=AUTO), bench.execute(devices=AUTO)]
     ends = [bench.finish(process) for process in both]
     assert [code for code, _ in ends] == [0, 0]
     assert set(bench.told().values()) == {1}
@@ -129,28 +189,119 @@ def test_workers_get_uuids_and_never_share_a_card(bench, nvidia_smi):
     spans = {}
     for key in plan.steps:
         manifest = read_json(bench.store.find(key) / "manifest.json")
-        (card,) = manifest["device"]["gpus"]
-        assert manifest["summary"]["visible"] == card["uuid"]
-        spans.setdefault(card["uuid"], []).append((manifest["started"], manifest["finished"]))
+        (gpu,) = manifest["device"]["gpus"]
+        assert manifest["summary"]["visible"] == gpu["uuid"]
+        spans.setdefault(gpu["uuid"], []).append((manifest["started"], manifest["finished"]))
     for each in spans.values():
         each.sort()
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(each))
 
 
-def test_an_execution_waits_for_a_card_that_another_program_leased(bench, nvidia_smi, leases):
+def test_two_executions_with_steps_of_two_cards_do_not_wait_for_each_other(bench, tmp_path):
+    machines = {**AUTO, "pipelines": {"TRIVIAL": {"processes": 2}}}
+    other = Bench(tmp_path / "other")
+    other.folder.mkdir()
+    other.leases = bench.leases
+    for each in (bench, other):
+        # torchrun takes long to start, and what is tested is who takes the cards: so they fail at once
+        each.plan({name: [] for name in "abc"}, **{name: {"refuse": "enough"} for name in "abc"})
+    try:
+        both = [each.execute(devices=machines) for each in (bench, other)]
+        assert [each.finish(process, 100)[0] for each, process in zip((bench, other), both, strict=True)] == [1, 1]
+    finally:
+        other.close()
+
+
+def test_an_execution_waits_for_a_card_that_another_program_leased_and_says_so(bench):
     bench.plan({"a": []})
     code = (
-        "import sys; from cdpo.engine import gpus; gpus.lease(gpus.list_gpus()[0]); print(flush=True); sys.stdin.read()"
+        "import sys; from cdpo.engine import leases, nvml; held = leases.lease(nvml.list_gpus()[0]);"
+        "print(flush=True); sys.stdin.read()"
     )
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    environment = {**os.environ, "PYTHONPATH": bench.paths, "CDPO_GPU_LEASES": str(bench.leases)}
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
     other.stdout.readline()
     process = bench.execute(devices={"gpus": [0]})
-    assert not wait_for(lambda: bench.told(), 0.7)
+    assert bench.happened("note")
+    assert not bench.told()
     other.communicate()
+    code, events = bench.finish(process)
+    assert code == 0
+    (note,) = of_kind(events, "note")
+    assert note["text"].startswith("waiting for a GPU: GPU 0: leased a moment ago. Work goes on as soon as one is free")
+
+
+def test_a_card_is_taken_as_soon_as_the_foreign_process_is_gone(bench, machine):
+    bench.plan({"a": []})
+    foreign = subprocess.Popen(["sleep", "60"])
+    machine.show(card("GPU-aaaa-1", **computing(foreign.pid, memory=12 * GIB)))
+    process = bench.execute(devices=AUTO)
+    try:
+        assert bench.happened("note", times=2)
+        assert not bench.told()
+    finally:
+        foreign.kill()
+        foreign.wait()
+    machine.show(A)
+    code, events = bench.finish(process)
+    assert code == 0
+    one, two = [event["text"] for event in of_kind(events, "note")]
+    assert f"GPU 0 is left out until it is free: process {foreign.pid} (sleep, " in one
+    assert "holds 12.0 GiB" in one
+    assert two.startswith(f"waiting for a GPU: GPU 0: process {foreign.pid} (sleep, ")
+    assert "`gpus: []` for the CPU" in two
+
+
+def test_smaller_steps_go_on_where_others_keep_a_card(bench, machine):
+    """A step that needs more cards than others leave waits; it is not allowed to stop what needs fewer."""
+    machine.show(A, card("GPU-aabb-2", **computing(1)))
+    bench.plan({"a": [], "b": [], "c": []}, a={"pipeline": "PAIR"})
+    devices = {**AUTO, "pipelines": {"PAIR": {"processes": 2}}}
+    process = bench.execute(devices=devices, modules={"TRIVIAL": TRIVIAL, "PAIR": TRIVIAL})
+    assert wait_for(lambda: bench.told()["end", "b"] and bench.told()["end", "c"], 20)
+    assert not bench.told()["begin", "a"]
+    process.terminate()
+    assert bench.finish(process)[0] == 130
+
+
+def test_an_adopted_worker_keeps_its_card_and_is_named_by_it(bench):
+    gate = bench.folder / "gate"
+    bench.plan({"a": [], "b": []}, a={"gate": str(gate)})
+    first = bench.execute(devices={"gpus": [0]})
+    assert wait_for(lambda: bench.told()["begin", "a"] == 1)
+    first.kill()
+    first.wait()
+    (worker,) = bench.workers()
+    text = leases.describe(ONE)
+    assert f"process {worker} makes TRIVIAL/a-" in text
+    assert text.endswith(f"in {bench.store.root}")
+    second = bench.execute(devices=AUTO)
+    assert wait_for(lambda: bench.told()["end", "b"] == 1)
+    assert leases.holder(ONE)["pid"] == worker
+    gate.touch()
+    code, events = bench.finish(second)
+    assert code == 0
+    assert [event["place"] for event in of_kind(events, "step_started")] == ["gpu 1"]
+    assert [event["place"] for event in of_kind(events, "step_adopted")] == ["gpu 0"]
+    assert leases.holder(ONE) is None
+
+
+def test_a_card_is_given_on_only_when_its_memory_is_free(bench, machine):
+    gate = bench.folder / "gate"
+    bench.plan({"a": [], "b": ["a"]}, a={"gate": str(gate)})
+    process = bench.execute(devices={"gpus": [0]})
+    assert wait_for(lambda: bench.told()["begin", "a"] == 1)
+    machine.show(card("GPU-aaaa-1", memory_used=5 * GIB), B)
+    gate.touch()
+    assert bench.happened("step_done")
+    assert not wait_for(lambda: bench.told()["begin", "b"], 1.5)
+    machine.show(A, B)
     assert bench.finish(process)[0] == 0
 
 
-def test_more_processes_than_cards_are_refused(bench, nvidia_smi):
+def test_more_processes_than_cards_are_refused(bench):
     from cdpo.engine.local import LocalEngine
 
     plan = bench.plan({"a": []})

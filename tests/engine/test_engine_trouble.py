@@ -43,17 +43,18 @@ def test_an_input_that_is_removed_meanwhile_is_named(bench, tmp_path):
     assert bench.run()[0] == 0
 
 
-def test_what_a_failed_step_left_running_is_ended(bench):
-    bench.plan({"a": []}, a={"leave": True})
+@pytest.mark.parametrize("how", ["child", "daemon"])
+def test_what_a_failed_step_left_running_is_ended(bench, how):
+    plan = bench.plan({"a": []}, a={"leave": how})
     code, events = bench.run()
     assert code == 1
-    assert of_kind(events, "step_failed")
-    key = events[-2]["key"]
-    assert wait_for(lambda: not bench.store.is_locked(key))
+    assert of_kind(events, "step_failed")[0]["reason"] == "ValueError: left a child behind"
+    assert not bench.workers()
+    assert not bench.store.is_locked(next(iter(plan.steps)))
 
 
-def test_a_lock_that_outlives_its_worker_is_told(bench):
-    bench.plan({"a": []}, a={"leave": "daemon"})
+def test_a_lock_that_a_process_without_a_mark_still_holds_is_told(bench):
+    bench.plan({"a": []}, a={"leave": "escapes"})
     assert bench.run()[0] == 1
     code, events = bench.run()
     assert code == 1
