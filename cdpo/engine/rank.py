@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from cdpo.engine.process import die_with_parent
 from cdpo.engine.program import load_run
@@ -52,17 +53,18 @@ def check(device: Device) -> None:
     Launchers fall back silently: `accelerate launch --cpu` starts one process, and FSDP settings on a CPU run plain
     data parallelism.
     """
+    if device.distributed_type == "FSDP" and device.kind == "cpu":
+        raise StepError(
+            "FSDP needs GPUs: on CPUs accelerate would run plain data parallelism. Leave accelerate_config out of "
+            "devices.yaml, or take zero2.yaml"
+        )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != device.processes:
         raise StepError(
             f"devices.yaml asks for {device.processes} processes and the launcher started {world}; "
             "correct `processes` or the accelerate_config, which must agree"
         )
-    if device.kind == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    from accelerate import PartialState
-
-    state = PartialState(cpu=device.kind == "cpu")
+    state = _process_state(device)
     kind = state.distributed_type.value
     # accelerate itself changes MULTI_GPU to FSDP only when an Accelerator is made, by the same rule
     if kind == "MULTI_GPU" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
@@ -72,6 +74,24 @@ def check(device: Device) -> None:
             f"devices.yaml asks for {device.distributed_type} on {device.processes} processes, and accelerate found "
             f"{kind} on {state.num_processes}; correct `distributed_type` or the accelerate_config"
         )
+
+
+def _process_state(device: Device) -> Any:
+    """accelerate's idea of this process and its like, which later ones are made after."""
+    if device.kind != "cpu":
+        from accelerate import PartialState
+
+        return PartialState()
+    if device.distributed_type == "DEEPSPEED":
+        # told that this is a CPU, accelerate would forget DeepSpeed: it is given the backend and the device instead
+        os.environ["ACCELERATE_TORCH_DEVICE"] = os.environ["DS_ACCELERATOR"] = "cpu"
+        from accelerate import PartialState
+
+        return PartialState(backend="gloo")
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    from accelerate import PartialState
+
+    return PartialState(cpu=True)
 
 
 def _report(work: Path, rank: int, reason: str, mendable: bool) -> None:

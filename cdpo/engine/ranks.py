@@ -57,6 +57,7 @@ def _command(work: Path, device: Device) -> list[str]:
     count = str(device.processes)
     if device.accelerate_config is not None:
         launch = ["accelerate.commands.launch", "--config_file", device.accelerate_config, "--num_processes", count]
+        launch += ["--num_machines", "1", "--main_process_port", "0"]
         rank = ["-m", "cdpo.engine.rank", str(work)]
     else:
         launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", count]

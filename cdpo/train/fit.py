@@ -1,9 +1,9 @@
 """What the training pipelines do alike: a trainer over its rows, its scores before and after, and what it leaves."""
 
 import math
-import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -13,9 +13,11 @@ from cdpo.score.fit import refuse_unknown_tokens
 from cdpo.step import Step
 from cdpo.train.arguments import Precision
 from cdpo.train.batches import Row
+from cdpo.train.checkpoints import Checkpoints
 from cdpo.train.reporting import Samples, add_callbacks
 from cdpo.train.rows import Splits
 from cdpo.train.scores import means, write_scores
+from cdpo.train.sharded import cuts_weights, obey, training
 from cdpo.train.trainable import save_model, settle
 
 
@@ -33,7 +35,6 @@ def make_trainer(
     **options: Any,
 ) -> Any:
     """A `trainer` over tokenised rows, with progress, curves, samples and early stopping; `options` are its own."""
-    _start_anew(step)
     # TRL looks at the first row of a Dataset to learn what kind of data it is given; the rows themselves stay lists.
     kind = Dataset.from_list([dict(rows[0])])
     sequences = (ids for row in rows for name, ids in row.items() if name.endswith("_ids"))
@@ -41,16 +42,11 @@ def make_trainer(
     made = trainer(
         model=model, args=arguments, train_dataset=kind, eval_dataset=kind, processing_class=tokenizer, **options
     )
+    obey(made, step.device)
     made.use_rows(rows, tune, batch_size=params.batch_size, seed=step.seed_for("order of rows"))
-    add_callbacks(made, step, params, samples)
+    # one rank draws samples, and where weights are in parts it cannot alone
+    add_callbacks(made, step, params, None if cuts_weights(step.device) else samples)
     return made
-
-
-def _start_anew(step: Step) -> None:
-    """Training always begins at its first step: what a killed attempt left would be taken for this one's."""
-    if step.rank == 0:
-        (step.work / "metrics.jsonl").unlink(missing_ok=True)
-        shutil.rmtree(step.checkpoints, ignore_errors=True)
 
 
 def fit(
@@ -63,17 +59,22 @@ def fit(
     held_out: Sequence[Row],
     names: dict[str, str],
 ) -> dict[str, Any]:
-    """Score `eval`, train, score `eval` and `tune`, save; the step's summary. `names` renames columns of scores."""
+    """Score `eval`, train, score `eval` and `tune`, save; the step's summary. `names` renames columns of scores.
 
-    def score(rows: Sequence[Row]) -> dict[str, list[float]]:
-        return {names.get(name, name): values for name, values in trainer.score(rows).items()}
+    An attempt that was killed or stopped is gone on with: see cdpo/train/checkpoints.py.
+    """
+
+    def score(rows: Sequence[Row], journal: Path | None = None) -> dict[str, list[float]]:
+        return {names.get(name, name): values for name, values in trainer.score(rows, journal).items()}
 
     began = time.monotonic()
-    before = score(held_out)
-    started = time.monotonic()
-    result = trainer.train()
-    seconds = time.monotonic() - started
-    settle(trainer, precision)
+    before = score(held_out, step.checkpoints / "before")
+    scoring = (time.monotonic() - began) * (len(held_out) + len(tune)) / max(1, len(held_out))
+    checkpoints = Checkpoints(step, trainer, scoring)
+    with training(trainer):
+        result = checkpoints.train()
+    seconds = checkpoints.training_seconds
+    settle(trainer, step, precision)
     tables = {"eval": (splits.eval, score(held_out)), "tune": (splits.tune, score(tune))}
     save_model(trainer, tokenizer, step.out)
     if step.rank == 0:
@@ -85,6 +86,7 @@ def fit(
         "before": {"eval": _rounded(means(before))},
         "after": {split: _rounded(means(table)) for split, (_, table) in tables.items()},
         "best_step": _best_step(trainer),
+        "resumed_from": checkpoints.resumed_from,
         "training_tokens": round(tokens),
         "training_seconds": round(seconds, 2),
         "training_tokens_per_second": round(tokens / max(seconds, 1e-9)),

@@ -18,6 +18,7 @@ from cdpo.errors import StepError
 from cdpo.models import DTYPES, read_weights
 from cdpo.step import Step
 from cdpo.train.arguments import Precision
+from cdpo.train.sharded import cuts_weights, is_sharded, whole_again
 
 
 def trainable_policy(step: Step, params: TrainingParams, precision: Precision) -> Any:
@@ -36,7 +37,8 @@ def _trainable(
     step: Step, params: TrainingParams, precision: Precision, kind: Any, task: str, num_labels: int | None
 ) -> Any:
     set_seed(step.seed32_for("new weights"))
-    frozen = DTYPES[precision.compute]
+    # parts are cut of weights of one type, that of the adapter
+    frozen = torch.float32 if is_sharded(step.device) else DTYPES[precision.compute]
     model = read_weights(
         kind,
         step.input("model"),
@@ -98,13 +100,17 @@ def save_model(trainer: Any, tokenizer: Any, out: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def settle(trainer: Any, precision: Precision) -> None:
+def settle(trainer: Any, step: Step, precision: Precision) -> None:
     """Bring a trained model into the state in which it is saved, so that what is evaluated is what later steps read.
 
-    The frozen reference adapter goes; weights trained in fp32 take the type that they computed in.
+    The frozen reference adapter goes; weights trained in fp32 take the type that they computed in; what was in parts is
+    whole again.
     """
     from peft import PeftModel
 
+    if cuts_weights(step.device):
+        whole_again(trainer, step, precision)
+        return
     model = trainer.model
     if isinstance(model, PeftModel):
         if "ref" in model.peft_config:
