@@ -13,7 +13,7 @@ from cdpo.engine.agenda import Agenda
 from cdpo.engine.display import Display
 from cdpo.engine.eta import Estimate
 from cdpo.engine.outcome import Outcome
-from cdpo.engine.process import STOPPED, describe
+from cdpo.engine.process import describe
 from cdpo.engine.reporter import Reporter
 from cdpo.engine.running import Adopted, Running
 from cdpo.engine.selection import Selection
@@ -21,6 +21,7 @@ from cdpo.engine.signals import Signals
 from cdpo.engine.slots import Place, Slots
 from cdpo.engine.trees import Tree
 from cdpo.engine.watch import failure, proc
+from cdpo.stopping import STOPPED
 from cdpo.store import Store, locks
 
 if TYPE_CHECKING:

@@ -10,12 +10,6 @@ from typing import Any
 Identity = dict[str, int]
 
 PR_SET_PDEATHSIG = 1
-#: exit code of a worker that SIGTERM stopped
-STOPPED = 128 + signal.SIGTERM
-
-
-class Stopped(BaseException):
-    """SIGTERM reached this worker; not an Exception, so that a pipeline's `except Exception` lets it through."""
 
 
 def identity(pid: int | None = None) -> Identity:

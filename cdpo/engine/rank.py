@@ -10,6 +10,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from cdpo import stopping
+from cdpo.engine import stall
 from cdpo.engine.process import die_with_parent
 from cdpo.engine.program import load_run
 from cdpo.engine.ranks import FIRST, LAUNCHER, RANK_FAILURE, RESULT
@@ -22,6 +24,8 @@ from cdpo.store import Store, locks
 def main(work: Path) -> int:
     launcher = os.environ.get(LAUNCHER)
     die_with_parent()
+    stall.show_stacks_on_signal()
+    stopping.obey(insistent=False)
     store = Store(work.parent.parent)
     # never given back: the lock ends with this process
     alive = locks.acquire(store.alive_path(work.name), shared=True, wait=True)
@@ -38,7 +42,13 @@ def main(work: Path) -> int:
         if rank == 0:
             write_json(work / RESULT, summary)
         return 0
+    except stopping.Stopped:
+        return 0
     except BaseException as error:
+        if stopping.asked():
+            # it lost the others, which stopped before it
+            traceback.print_exc()
+            return 0
         mendable = isinstance(error, CdpoError)
         reason = str(error) if mendable else "".join(traceback.format_exception_only(error)).strip()
         _report(work, rank, reason, mendable)

@@ -9,14 +9,14 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from cdpo.engine.process import STOPPED, Stopped, identity, user_name
+from cdpo import stopping
+from cdpo.engine import stall
+from cdpo.engine.process import identity, user_name
 from cdpo.engine.program import load_run
 from cdpo.errors import CdpoError
 from cdpo.files import read_json, write_json
@@ -33,7 +33,7 @@ def main(work: Path) -> int:
     """Make the step of `work`, a folder `work/<key>` of a store; returns the exit code."""
     work = Path(os.path.abspath(work))
     store = Store(work.parent.parent)
-    signal.signal(signal.SIGTERM, _stop)
+    stopping.obey(insistent=True)
     launch: dict[str, Any] = json.loads(os.environ.pop(LAUNCH, "{}"))
     key = work.name
     lock = launch.pop("lock", None)
@@ -55,8 +55,8 @@ def main(work: Path) -> int:
         store.append_event({"event": "step_done", **done, "path": str(path.relative_to(store.root))})
         store.unlock(key, lock)
         return 0
-    except Stopped:
-        return STOPPED
+    except stopping.Stopped:
+        return stopping.STOPPED
     except CdpoError as error:
         _failed(work, launch, 1, str(error))
         print(error, file=sys.stderr, flush=True)
@@ -94,14 +94,16 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
         shutil.rmtree(work / name, ignore_errors=True)
     described = read_json(work / "step.json")
     (work / "out").mkdir()
-    _build(work, described)
     step = Step.read(work)
-    if step.device.processes > 1:
-        from cdpo.engine import ranks
+    silence = (step.device.watchdog or {}).get("stall_minutes")
+    with stall.watched(work, silence, lambda reason: _failed(work, launch, 1, reason)):
+        _build(work, described)
+        if step.device.processes > 1:
+            from cdpo.engine import ranks
 
-        summary = ranks.run(work, step.device)
-    else:
-        summary = dict(load_run(described)(step) or {})
+            summary = ranks.run(work, step.device)
+        else:
+            summary = dict(load_run(described)(step) or {})
     sys.stdout.flush()
     sys.stderr.flush()
     finished = time.time()
@@ -136,10 +138,6 @@ def _build(work: Path, described: dict[str, Any]) -> None:
 def _failed(work: Path, launch: dict[str, Any], code: int, reason: str) -> None:
     record = {"exit": code, "reason": reason, "attempt": launch.get("attempt", 1), "time": round(time.time(), 3)}
     write_json(work / "failure.json", record, durable=False)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped
 
 
 if __name__ == "__main__":

@@ -65,9 +65,8 @@ def train_preferences(step: Step, params: PreferenceParams) -> dict[str, Any]:
         loss_function=own_loss(step),
         rows_follow=True,
     )
-    trainer.add_reference(trainer.rows_seen())
-    trainer.add_reference(splits.tune)
-    trainer.add_reference(splits.eval)
+    for name, rows in (("train", trainer.rows_seen()), ("tune", splits.tune), ("eval", splits.eval)):
+        trainer.add_reference(rows, step.checkpoints / f"reference-{name}")
     if trainer.bias_of_t1.startswith("biased"):
         step.note(f"T1 is {trainer.bias_of_t1}")
     summary = fit(trainer, step, tokenizer, precision, splits, splits.tune, splits.eval, names={})
