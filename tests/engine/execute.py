@@ -13,9 +13,18 @@ from cdpo.engine.local import LocalEngine
 from cdpo.plan.graph import Plan
 from cdpo.store import Store
 
+
+class Pretend(Devices):
+    """Cards that can be leased and not computed on: the steps that have them run on the CPU."""
+
+    def device(self, pipeline, card):
+        return super().device(pipeline, None)
+
+
 folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 plan = Plan.from_json(json.loads((folder / "plan.json").read_text()))
-devices = Devices.model_validate({"gpus": [], "cpu_workers": 2, "poll_seconds": 0.05, **options.get("devices", {})})
+kind = Pretend if options.get("pretend") else Devices
+devices = kind.model_validate({"gpus": [], "cpu_workers": 2, "poll_seconds": 0.05, **options.get("devices", {})})
 modules = options.get("modules", {"TRIVIAL": str(Path(__file__).with_name("trivial.py"))})
 store, display = Store(folder / "store"), make_display("json")
 if options.get("batch"):

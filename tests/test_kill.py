@@ -1,0 +1,46 @@
+"""The torture test: whatever is killed, whenever, every step is made right, once, by one process at a time."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "engine"))
+
+from torture import Torture, at_once
+from torture_reader import judge, outputs, summary
+
+
+def campaign(folder, seed, kills, environment=None):
+    """A judged campaign of at least so many kills."""
+    torture = Torture(folder, seed, environment)
+    began = time.monotonic()
+    try:
+        while torture.killed < kills:
+            assert torture.round(kills) == 0, torture.said
+        wrong, twice = judge(torture)
+    finally:
+        torture.close()
+    print(summary(torture, wrong, twice, time.monotonic() - began))
+    assert wrong == []
+    assert twice == []
+    return torture
+
+
+def test_a_hundred_kills(tmp_path):
+    tortured = campaign(tmp_path / "tortured", 0, 100)
+    assert {"supervisor", "worker"} <= set(tortured.kills)
+    assert {"rank", "launcher"} & set(tortured.kills)
+
+
+@pytest.mark.slow
+def test_a_thousand_kills_leave_what_an_undisturbed_run_leaves(tmp_path):
+    tortured = campaign(tmp_path / "tortured", 1, 1000)
+    assert min(tortured.kills.values()) >= 10
+    undisturbed = Torture(tmp_path / "undisturbed", seed=None)
+    undisturbed.begin(at_once(tortured.plans[-1], undisturbed.diary(0)))
+    assert undisturbed.execute().wait(120) == 0, undisturbed.said
+    made, alone = outputs(tortured.store), outputs(undisturbed.store)
+    assert len(alone) == 20
+    assert all(made[key] == files for key, files in alone.items())
