@@ -43,8 +43,8 @@ def training_arguments(
 ) -> Any:
     """A `config` (SFTConfig, RewardConfig, DPOConfig) to train on so many rows; `method` holds the method's own fields.
 
-    Nothing is reported to anybody, nothing is saved but what early stopping and `load_best_model_at_end` need, and no
-    setting depends on the environment. Raises StepError where the processes are not those that the step asked for.
+    Nothing is reported to anybody, and no setting depends on the environment. Raises StepError where the processes are
+    not those that the step asked for.
     """
     micro = micro_batch(step.device, params.batch_size)
     total = params.max_steps or math.ceil(params.num_train_epochs * math.ceil(rows / params.batch_size))
@@ -78,10 +78,8 @@ def training_arguments(
         report_to="none",
         eval_strategy="steps" if evaluates else "no",
         eval_steps=params.eval_steps,
-        save_strategy="steps" if params.load_best_model_at_end else "no",
-        save_steps=params.eval_steps or 500,
-        save_total_limit=1,
-        save_only_model=True,
+        # the best weights so far; all other checkpoints are cdpo/train/checkpoints.py's affair
+        save_strategy="best" if params.load_best_model_at_end else "no",
         load_best_model_at_end=params.load_best_model_at_end,
         metric_for_best_model="eval_loss" if evaluates else None,
         greater_is_better=False if evaluates else None,

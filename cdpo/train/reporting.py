@@ -12,6 +12,8 @@ from cdpo.data.tokens import decode_response, end_token_id
 from cdpo.errors import StepError
 from cdpo.step import Step
 from cdpo.train.batches import Row
+from cdpo.train.checkpoints import sample_events
+from cdpo.train.trl_resume import Remembers
 
 #: prompts of `tune` that are answered at each evaluation, and how long their answers may be
 SAMPLED, SAMPLED_TOKENS = 4, 64
@@ -23,11 +25,13 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
     def __init__(self, step: Step) -> None:
         self.step = step
         self.shown: dict[str, Any] = {}
+        #: when this attempt began to train, and the tokens that earlier ones trained on
         self.began = self.tokens = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began = time.monotonic()
-        self.step.progress(0, state.max_steps)
+        self.tokens = max((entry.get("num_tokens", 0.0) for entry in state.log_history), default=0.0)
+        self.step.progress(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.step.progress(state.global_step, state.max_steps, **self.shown)
@@ -40,7 +44,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                     f"the loss is {values['loss']} at optimiser step {state.global_step}: training has diverged. "
                     "Lower learning_rate, raise warmup_ratio, or compute in bf16 or fp32 where dtype is fp16"
                 )
-            rate = values["num_tokens"] / max(time.monotonic() - self.began, 1e-9)
+            rate = (values["num_tokens"] - self.tokens) / max(time.monotonic() - self.began, 1e-9)
             self.shown = {"loss": round(values["loss"], 4), "tokens_per_second": round(rate)}
             self.step.log_metrics(state.global_step, values)
         elif any(name.startswith("eval_") for name in values):
@@ -57,6 +61,10 @@ class Samples(TrainerCallback):  # type: ignore[misc]
         self.step, self.tokenizer, self.rows = step, tokenizer, rows[:SAMPLED]
         self.last = -1
 
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        # an attempt that was killed has drawn some already
+        self.last = max((event["step"] for event in sample_events(self.step)), default=-1)
+
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         self.draw(model, state.global_step)
 
@@ -64,7 +72,7 @@ class Samples(TrainerCallback):  # type: ignore[misc]
         self.draw(model, state.global_step)
 
     def draw(self, model: Any, at: int) -> None:
-        if self.step.rank or not self.rows or at == self.last:
+        if self.step.rank or not self.rows or at <= self.last:
             return
         self.last = at
         longest = max(len(row["prompt_ids"]) for row in self.rows)
@@ -97,10 +105,20 @@ class Samples(TrainerCallback):  # type: ignore[misc]
             self.step.event("sample", step=at, prompt_id=row["prompt_id"], prompt=prompt, response=response)
 
 
+class EarlyStopping(Remembers, EarlyStoppingCallback):  # type: ignore[misc]
+    """transformers', which a resumed training would begin to count anew."""
+
+    def remember(self) -> int:
+        return int(self.early_stopping_patience_counter)
+
+    def recall(self, kept: int | None) -> None:
+        self.early_stopping_patience_counter = kept or 0
+
+
 def add_callbacks(trainer: Any, step: Step, params: TrainingParams, samples: Samples | None = None) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Reporter(step))
     if samples is not None:
         trainer.add_callback(samples)
     if params.early_stopping_patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(params.early_stopping_patience))
+        trainer.add_callback(EarlyStopping(params.early_stopping_patience))
