@@ -9,6 +9,7 @@ from queueing import Queue
 from cdpo.config.devices import Devices
 from cdpo.engine.batch import BatchEngine
 from cdpo.engine.display import make_display
+from cdpo.engine.engines import make_backend
 from cdpo.engine.local import LocalEngine
 from cdpo.plan.graph import Plan
 from cdpo.store import Store
@@ -29,6 +30,10 @@ modules = options.get("modules", {"TRIVIAL": str(Path(__file__).with_name("trivi
 store, display = Store(folder / "store"), make_display("json")
 if options.get("batch"):
     engine = BatchEngine(store, devices, Queue(folder / "queue"), display, modules)
+elif devices.engine != "local":
+    backend = make_backend(store, devices)
+    backend.poll_seconds = 0.3
+    engine = BatchEngine(store, devices, backend, display, modules)
 else:
     engine = LocalEngine(store, devices, display, modules)
 keys = options.get("keys")
