@@ -49,6 +49,8 @@ class Device:
     fsdp_version: int | None = None
     #: a training step saves what it needs to go on at least so often
     checkpoint_seconds: float = 600.0
+    #: thresholds of what ends a step early (cdpo/config/watchdog.py); None: nothing does
+    watchdog: dict[str, Any] | None = None
 
 
 @dataclass

@@ -48,6 +48,7 @@ def run(step: Step) -> dict[str, Any]:
     from cdpo.errors import StepError
     from cdpo.generate.responses import choose, write_responses
     from cdpo.generate.transformers_backend import Item, generate
+    from cdpo.generate.useless import Tally, expected_to_end
     from cdpo.journal import Journal, item_key
     from cdpo.models import load_policy, load_tokenizer, set_threads, torch_device
     from cdpo.score.fit import context_length, refuse_unknown_tokens, report_dropped
@@ -88,6 +89,15 @@ def run(step: Step) -> dict[str, Any]:
         item_key(params.split, at, rows[at]["prompt"], encoded[at], seed) for at, seed in zip(kept, seeds, strict=True)
     ]
     end_ids = {end_token_id(tokenizer), tokenizer.eos_token_id} - {None}
+    chosen = tokenizer([rows[at]["chosen"][0]["content"] for at in kept], add_special_tokens=False)["input_ids"]
+    ends = expected_to_end(step, [len(ids) + 1 for ids in chosen], params.max_new_tokens)
+
+    def judge() -> None:
+        if step.device.watchdog is not None:
+            answered = Tally.of(journal.items[key] for key in keys if key in journal)
+            answered.judge(step.device.watchdog, "so far", ends=ends)
+
+    batch_size = step.device.micro_batch or BATCH
     began, sampled_tokens = time.monotonic(), 0
     with Journal.of(step, "responses.jsonl") as journal:
         known = sum(key in journal for key in keys)
@@ -101,7 +111,7 @@ def run(step: Step) -> dict[str, Any]:
             params,
             end_ids=sorted(end_ids),
             pad_id=tokenizer.pad_token_id,
-            batch_size=step.device.micro_batch or BATCH,
+            batch_size=batch_size,
             done=done,
         ):
             if place in done:
@@ -117,6 +127,10 @@ def run(step: Step) -> dict[str, Any]:
             done.add(place)
             rate = sampled_tokens / (time.monotonic() - began)
             step.progress(len(done), len(keys), unit="responses", **{"tokens/s": round(rate)})
+            # within a batch the short ones come first: between two batches they are what they are
+            if len(done) % batch_size == 0:
+                judge()
+        judge()
         answers = [journal.items[key] for key in keys]
 
     write_responses(

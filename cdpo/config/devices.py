@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from cdpo.config.cluster import RayParams, SlurmParams
 from cdpo.config.launchers import Launcher, find_launcher, read_launcher
@@ -12,6 +12,7 @@ from cdpo.config.params import Count, Params, Positive
 from cdpo.config.paths import PathError
 from cdpo.config.problems import ConfigError, Problem, suggest
 from cdpo.config.validation import checked
+from cdpo.config.watchdog import Watchdog
 from cdpo.config.yaml_reader import Document, read_yaml
 from cdpo.pipeline import pipelines
 from cdpo.step import Device
@@ -59,6 +60,11 @@ class Devices(Params):
     """By pipeline name; `default` holds for those not named."""
     checkpoint_minutes: Positive = 10.0
     """A training step saves what it needs to go on so often, and where it is told to stop."""
+    watchdog: Annotated[
+        Annotated[Watchdog, Tag("thresholds")] | Annotated[Literal[False], Tag("off")],
+        Discriminator(lambda value: "off" if value is False else "thresholds"),
+    ] = Watchdog()
+    """What ends a step whose result would be worth nothing; `false`: nothing does."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
 
     def of(self, pipeline: str) -> PipelineDevices:
@@ -76,7 +82,7 @@ class Devices(Params):
             micro = next((rows for name, rows in micro.items() if card and name.lower() in card.lower()), None)
         config = wanted.accelerate_config
         launcher = read_launcher(Path(config)) if config is not None else Launcher("NO")
-        kind = wanted.distributed_type
+        kind: str = wanted.distributed_type
         if kind == "auto":
             kind = launcher.distributed_type
             if kind not in SHARDED:  # what is plain data parallelism on GPUs is so on CPUs too
@@ -92,6 +98,7 @@ class Devices(Params):
             zero_stage=launcher.zero_stage,
             fsdp_version=launcher.fsdp_version,
             checkpoint_seconds=60.0 * self.checkpoint_minutes,
+            watchdog=self.watchdog.model_dump() if self.watchdog else None,
         )
 
     def _threads(self, processes: int) -> int:

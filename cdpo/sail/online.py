@@ -47,6 +47,7 @@ class Report:
     pairs: int = 0
     identical: int = 0
     tokens: int = 0
+    empty: int = 0
     cut_off: int = 0
     rated: int = 0
     unrated: int = 0
@@ -155,6 +156,7 @@ class OnlinePairs:
         seconds["reference"] += time.monotonic() - labelled
         self.report.pairs += len(pairs)
         self.report.tokens += sum(len(each.token_ids) for each in responses)
+        self.report.empty += sum(each.ended and len(each.token_ids) == 1 for each in responses)
         self.report.cut_off += sum(not each.ended for each in responses)
         return pairs
 

@@ -51,6 +51,8 @@ METRICS = {
     "sail/seconds/labels": "for their rewards",
     "sail/seconds/reference": "for the reference's log-probabilities of them",
     "sail/response_tokens": "tokens of a sampled response, its end token included",
+    "sail/responses": "responses sampled for an optimiser step",
+    "sail/empty": "share of sampled responses without a token before their end",
     "sail/cut_off": "share of sampled responses that max_new_tokens cut off",
     "sail/identical_pairs": "share of sampled pairs whose two responses are the same",
     "sail/reward": "reward of rated responses",
@@ -230,6 +232,8 @@ class SAILTrainer(DPOTrainer):
             self.add_mean(f"sail/seconds/{name}", seconds, 1)
         responses = RESPONSES * report.pairs
         self.add_mean("sail/response_tokens", report.tokens, responses)
+        self.add_mean("sail/responses", responses, 1)
+        self.add_mean("sail/empty", report.empty, responses)
         self.add_mean("sail/cut_off", report.cut_off, responses)
         self.add_mean("sail/identical_pairs", report.identical, report.pairs)
         self.add_mean("sail/reward", report.reward, report.rated)

@@ -1,6 +1,5 @@
 """What a training step tells while it runs: progress, curves, and a few responses sampled as training goes."""
 
-import math
 import time
 from typing import Any
 
@@ -9,18 +8,18 @@ from transformers import EarlyStoppingCallback, GenerationConfig, PrinterCallbac
 
 from cdpo.config.params import TrainingParams
 from cdpo.data.tokens import decode_response, end_token_id
-from cdpo.errors import StepError
 from cdpo.step import Step
 from cdpo.train.batches import Row
 from cdpo.train.checkpoints import sample_events
 from cdpo.train.trl_resume import Remembers
+from cdpo.train.watchdog import Watchdog
 
 #: prompts of `tune` that are answered at each evaluation, and how long their answers may be
 SAMPLED, SAMPLED_TOKENS = 4, 64
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Progress at every step, every logged point to metrics.jsonl; a loss that is no number any more ends the step."""
+    """Progress at every step, every logged point to metrics.jsonl."""
 
     def __init__(self, step: Step) -> None:
         self.step = step
@@ -39,11 +38,6 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         values = {name: float(value) for name, value in logs.items()}
         if "loss" in values:
-            if not math.isfinite(values["loss"]):
-                raise StepError(
-                    f"the loss is {values['loss']} at optimiser step {state.global_step}: training has diverged. "
-                    "Lower learning_rate, raise warmup_ratio, or compute in bf16 or fp32 where dtype is fp16"
-                )
             rate = (values["num_tokens"] - self.tokens) / max(time.monotonic() - self.began, 1e-9)
             self.shown = {"loss": round(values["loss"], 4), "tokens_per_second": round(rate)}
             self.step.log_metrics(state.global_step, values)
@@ -118,6 +112,9 @@ class EarlyStopping(Remembers, EarlyStoppingCallback):  # type: ignore[misc]
 def add_callbacks(trainer: Any, step: Step, params: TrainingParams, samples: Samples | None = None) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Reporter(step))
+    # after the Reporter: the point that ends a step stands in its curves
+    if step.device.watchdog is not None:
+        trainer.add_callback(Watchdog(step, params, trainer))
     if samples is not None:
         trainer.add_callback(samples)
     if params.early_stopping_patience is not None:

@@ -1,0 +1,141 @@
+"""The watchdog of training steps: what comes to nothing ends with its cause, and what is only hard goes on."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cdpo.pipelines.dpo import run as run_dpo
+from cdpo.pipelines.sail import run as run_sail
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cdpo.config.watchdog import Watchdog
+from cdpo.data import playground
+from cdpo.data.prepared import write_split
+from cdpo.errors import StepError
+from cdpo.files import read_json_lines
+
+DPO = {"beta": 0.1, "learning_rate": 5e-3, "batch_size": 8, "lr_scheduler_type": "constant"}
+RM = {"learning_rate": 5e-3, "batch_size": 8, "lr_scheduler_type": "constant"}
+SAIL = {"beta": 0.1, "p": 0.9, "pi": 0.1, "learning_rate": 1e-5, "batch_size": 8, "max_new_tokens": 12}
+DIVERGING = {**DPO, "learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0.0}
+#: ends every answer at once, or never
+ALWAYS, NEVER = 1.0, -1.0
+
+
+def device(**thresholds: Any) -> dict[str, Any]:
+    return {"watchdog": {**Watchdog().model_dump(), **thresholds}}
+
+
+def changed(world, folder: Path, change, rows: int = 45) -> Path:
+    """The playground's data with `change` applied to its training rows."""
+    for split, made in playground.make(rows, 12, 10, 0).items():
+        write_split(folder, split, [change(row) for row in made] if split == "train" else made)
+    return folder
+
+
+def same(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "rejected": row["chosen"]}
+
+
+def telling(row: dict[str, Any]) -> dict[str, Any]:
+    """The rejected response says that it is one."""
+    return {**row, "rejected": [{"role": "assistant", "content": "without without without"}]}
+
+
+def ending(base: Path, folder: Path, sign: float) -> Path:
+    """A policy that gives the end token with probability 1 (ALWAYS) or 0 (NEVER), whatever stands before it."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.fill_(1.0)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight[tokenizer.eos_token_id] = sign
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_loss_that_is_no_number_ends_the_step(world, sft) -> None:
+    with pytest.raises(StepError, match=r"the loss is (nan|inf) at optimiser step \d: training has diverged"):
+        world.run("DPO", DIVERGING, model=sft, device=device())
+    # the point that ended it stands in the curves
+    work = max(world.folder.glob("work*"), key=lambda path: path.stat().st_mtime)
+    assert not math.isfinite(list(read_json_lines(work / "metrics.jsonl"))[-1]["loss"])
+
+
+def test_without_a_watchdog_it_goes_on(world) -> None:
+    params = {**RM, "learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0.0}
+    _, summary = world.run("RM", params, device={"watchdog": None})
+    assert summary["optimiser_steps"] == 6
+    assert math.isnan(summary["after"]["eval"]["rm/loss"])
+
+
+@pytest.mark.parametrize("pipeline", ["DPO", "RM"])
+def test_pairs_of_the_same_response_teach_nothing(world, sft, tmp_path, pipeline: str) -> None:
+    params = {**(DPO if pipeline == "DPO" else RM), "max_steps": 10}
+    told = r"nothing is learned: at optimiser step 5 the loss is 0.6931\d\d, which is ln 2, and the gradient is 0"
+    with pytest.raises(StepError, match=told):
+        world.run(pipeline, params, data=changed(world, tmp_path, same), model=sft, device=device(idle_steps=5))
+
+
+def test_a_learning_rate_of_nothing_teaches_nothing(world, sft) -> None:
+    params = {**DPO, "learning_rate": 1e-20, "max_steps": 10}
+    with pytest.raises(StepError, match=r"the learning rate is 1.0e-20, as in the 5 steps up to here; raise"):
+        world.run("DPO", params, model=sft, device=device(idle_steps=5))
+
+
+@pytest.mark.parametrize(("change", "accuracy"), [(telling, 1), (same, 0)])
+def test_what_needs_no_learning_is_no_data(world, tmp_path, change, accuracy: int) -> None:
+    data = changed(world, tmp_path, change, rows=200)
+    with pytest.raises(StepError, match=rf"the reward accuracy is exactly {accuracy} on \d+ rows that were new"):
+        world.run("RM", RM, data=data, device=device(one_sided_rows=120, idle_steps=None))
+
+
+def test_a_reward_model_of_honest_data_is_let_be(world) -> None:
+    """Ten epochs on 45 rows: at the end every one of them is known by heart, which says nothing of the data."""
+    params = {**RM, "num_train_epochs": 10.0}
+    work, _ = world.run("RM", params, device=device(one_sided_rows=40))
+    accuracies = [point["accuracy"] for point in read_json_lines(work / "metrics.jsonl")]
+    assert accuracies[-6:] == [1.0] * 6
+
+
+def test_a_policy_that_forgets_the_chosen_responses_ends(world, sft) -> None:
+    params = {**DPO, "beta": 0.01, "learning_rate": 3e-2, "num_train_epochs": 10.0}
+    with pytest.raises(StepError, match=r"log-probability of the chosen responses is \d+.\d\d nats per token below"):
+        world.run("DPO", params, model=sft, device=device())
+
+
+@pytest.mark.parametrize(("sign", "told"), [(ALWAYS, "32 of 32 responses .* are empty"), (NEVER, "never end")])
+def test_samples_of_sail_are_looked_at(world, sft, tmp_path, sign: float, told: str) -> None:
+    policy = ending(world.base, tmp_path / "steps/SFT/x/out", sign)
+    step = world.step("DPP", SAIL, model=policy, device=device(responses=30))
+    step.work = tmp_path / "work/key"
+    (step.work / "out").mkdir(parents=True)
+    with pytest.raises(StepError, match=told):
+        run_sail(step)
+
+
+def test_a_base_model_may_go_on_for_ever(world, tmp_path) -> None:
+    policy = ending(world.base, tmp_path / "named", NEVER)
+    params = {**SAIL, "max_steps": 2}
+    step = world.step("DPP", params, model=policy, device=device(responses=10))
+    assert run_sail(step)["optimiser_steps"] == 2
+
+
+def test_what_is_counted_is_in_the_checkpoint(world, sft, tmp_path) -> None:
+    """An attempt that ended after two idle steps and their checkpoints, and one that goes on."""
+    data = changed(world, tmp_path / "data", same)
+    params = {**DPO, "max_steps": 10}
+    often = {"checkpoint_seconds": 0.0, "micro_batch": 8}
+    step = world.step("DPO", params, data=data, model=sft, device={**often, **device(idle_steps=3)})
+    with pytest.raises(StepError, match=r"at optimiser step 3 .* as in the 3 steps up to here"):
+        run_dpo(step)
+    step.device.watchdog = device(idle_steps=5)["watchdog"]
+    with pytest.raises(StepError, match=r"at optimiser step 5 .* as in the 5 steps up to here"):
+        run_dpo(step)
+    assert "goes on from optimiser step 2" in (step.work / "events.jsonl").read_text()
