@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cdpo.engine import launch
+from cdpo.engine import gpus, launch, nvml
+from cdpo.engine.slots import Place
 from cdpo.engine.worker import LAUNCH
 from cdpo.errors import CdpoError
 from cdpo.files import read_json, write_json
@@ -50,7 +51,8 @@ def describe(
 
 
 def command(store: Store, key: str) -> list[str]:
-    return [sys.executable, "-m", "cdpo.engine.job", str(store.root), key]
+    # -P: a file of the folder that it is started in must not stand in for a module
+    return [sys.executable, "-P", "-m", "cdpo.engine.job", str(store.root), key]
 
 
 def main(root: Path, key: str) -> None:
@@ -64,10 +66,10 @@ def main(root: Path, key: str) -> None:
     lock = _turn(store, step)
     if lock is None:
         return
-    place, gpus = _place()
     parents = {parent: _folder(store, parent, named) for parent, named in described["parents"].items()}
     devices = Devices.model_validate(described["devices"])
-    device = devices.device(step.pipeline, gpus[0]["name"] if gpus else None)
+    place = _place(step, devices)
+    device = devices.device(step.pipeline, place.card)
     work = launch.describe(
         store, step, launch.local_inputs(step, store.work(key), parents), described["module"], device
     )
@@ -75,9 +77,11 @@ def main(root: Path, key: str) -> None:
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)
     os.set_inheritable(lock, True)
-    said = {"lock": lock, "attempt": attempt, "place": place, "gpus": gpus}
+    given = [{"uuid": gpu.uuid, "name": gpu.name} for gpu in place.gpus]
+    said = {"lock": lock, "attempt": attempt, "place": place.label, "gpus": given}
     worker = launch.worker_command(work)
-    os.execve(worker[0], worker, {**os.environ, **launch.environment(device), LAUNCH: json.dumps(said)})
+    environment = {**os.environ, **launch.environment(device), **place.environment(), LAUNCH: json.dumps(said)}
+    os.execve(worker[0], worker, environment)
 
 
 def _turn(store: Store, step: "PlannedStep") -> int | None:
@@ -112,16 +116,24 @@ def _folder(store: Store, key: str, named: Mapping[str, str]) -> Path:
     return found
 
 
-def _place() -> tuple[str, list[dict[str, Any]]]:
-    """Where this job runs, and the GPUs that the batch system gave it."""
-    from cdpo.engine import gpus, nvml
+def _place(step: "PlannedStep", devices: "Devices") -> Place:
+    """Where this job runs: this machine, with the GPUs that the batch system gave it.
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = gpus.choose(nvml.list_gpus(), "auto", given) if given else []
+    Raises CdpoError where these are fewer than the step's processes on one node, unless `gpus: []` asks for none.
+    """
     where = socket.gethostname()
-    if found:
-        where += " gpu " + ",".join(str(gpu.index) for gpu in found)
-    return where, [{"uuid": gpu.uuid, "name": gpu.name} for gpu in found]
+    if devices.gpus == []:
+        return Place(-1, where)
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    found = gpus.choose(nvml.list_gpus(), "auto", given)
+    wanted = devices.of(step.pipeline)
+    if len(found) < wanted.processes // wanted.nodes:
+        raise CdpoError(
+            f"{where}: {step.pipeline} has {wanted.processes // wanted.nodes} processes there, which need a GPU each, "
+            f"and the batch system gave {len(found)} (CUDA_VISIBLE_DEVICES={given!r}); ask for them, "
+            "or write `gpus: []` in devices.yaml"
+        )
+    return Place(-1, f"{where} gpu {','.join(str(gpu.index) for gpu in found)}", found)
 
 
 if __name__ == "__main__":

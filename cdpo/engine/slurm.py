@@ -120,7 +120,7 @@ class Slurm:
             "signal": f"TERM@{warning_seconds(minutes)}",
             **self.options,
         }
-        on_gpus = self.devices.gpus != []
+        counted = self.devices.gpus != [] and not self.options.keys() & set(GPU_OPTIONS)
         found: dict[str, Any] = {
             "job_name": f"{step.pipeline}-{step.name}.{self.mark}.{step.key}",
             "partition": params.partition,
@@ -131,14 +131,14 @@ class Slurm:
             "ntasks_per_node": 1,
             "cpus_per_task": cpus,
             "mem": None if params.memory_gib is None else f"{round(1024 * params.memory_gib)}M",
-            "gpus_per_node": processes if on_gpus and not self.options.keys() & set(GPU_OPTIONS) else None,
+            "gpus_per_node": processes if counted else None,
             "dependency": "afterok:" + ":".join(after) if after else None,
             "wckey": None,
             "stderr_to_stdout": True,
-            "setup": setup(params.setup, on_gpus),
+            "setup": setup(params.setup),
             "teardown": teardown(),
-            # since SLURM 22.05 srun does not take this over from sbatch
-            "srun_args": [f"--cpus-per-task={cpus}"],
+            # what srun, since SLURM 22.05 or ever, does not take over from sbatch
+            "srun_args": [f"--cpus-per-task={cpus}", "--open-mode=append"],
         }
         return {**found, "additional_parameters": {name: value for name, value in more.items() if value is not False}}
 

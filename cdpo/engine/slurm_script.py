@@ -23,13 +23,10 @@ def warning_seconds(minutes: int | None) -> int:
     return WARNING if minutes is None else min(WARNING, 15 * minutes)
 
 
-def setup(lines: Sequence[str], gpus: bool) -> list[str]:
-    """The lines before the worker: the user's own, then the environment that the submitter has."""
-    exports = [f"export PYTHONPATH={shlex.quote(os.environ['PYTHONPATH'])}"] if "PYTHONPATH" in os.environ else []
-    if not gpus:
-        # the submitter's own must not be taken for GPUs that SLURM gave
-        exports.append("export CUDA_VISIBLE_DEVICES=")
-    return [*lines, *exports]
+def setup(lines: Sequence[str]) -> list[str]:
+    """The lines before the worker: the user's own, and where the submitter finds its modules."""
+    path = os.environ.get("PYTHONPATH")
+    return [*lines, *([] if path is None else [f"export PYTHONPATH={shlex.quote(path)}"])]
 
 
 def teardown() -> list[str]:
