@@ -89,7 +89,7 @@ class Execution:
                 self.signals.wait(self.devices.poll_seconds)
                 self._reap()
                 self._follow()
-                self.leftovers = [tree for tree in self.leftovers if tree.kill()]
+                self._end_leftovers()
                 self._listen()
                 self.reporter.tick()
         self.reporter.emit(
@@ -128,12 +128,7 @@ class Execution:
         for key in here & chosen.cached.keys():
             self._sweep(key)
         self.worked = here & set(chosen.todo)
-        for mark in trees.leftovers(self.store) if chosen.todo else ():
-            tree = Tree(mark)
-            names = ", ".join(describe(who["pid"]) for who in tree.living())
-            self.reporter.emit("note", text=f"killed what the ended worker of an earlier step left running: {names}")
-            tree.kill()
-            self.leftovers.append(tree)
+        self.leftovers = [Tree(mark) for mark in trees.leftovers(self.store)] if chosen.todo else []
 
     def _sweep(self, key: str) -> None:
         """Remove what is left of a work folder whose step is finished: its worker was killed while tidying."""
@@ -288,6 +283,16 @@ class Execution:
             self.reporter.emit("note", key, text=f"its worker has ended; killed and not yet gone: {names}")
         return waited > LONG_PATIENCE
 
+    def _end_leftovers(self) -> None:
+        # not before a first wait: until then they may be workers in their very last moments
+        for tree in self.leftovers:
+            left = tree.kill()
+            if left and tree.mark not in self.told_to_last:
+                self.told_to_last.add(tree.mark)
+                names = ", ".join(describe(who["pid"]) for who in left)
+                self.reporter.emit("note", text=f"killed what an ended worker of this store left running: {names}")
+        self.leftovers = [tree for tree in self.leftovers if tree.remains]
+
     def _still_evicted(self, key: str, path: Path) -> bool:
         return key in self.selection.evicted and self.store.is_evicted(path)
 
@@ -296,9 +301,13 @@ class Execution:
         for key, each in list(self.adopted.items()):
             each.look()
             self._announce(key, each)
-            if each.has_ended and each.tree is not None and not self._is_over(key, each.tree):
-                continue
             lock = self.store.lock(key)
+            if lock is None and not each.has_ended:
+                continue
+            if each.tree is not None and not self._is_over(key, each.tree):
+                if lock is not None:
+                    locks.release(lock)
+                continue
             if lock is None:
                 if each.left_behind():
                     text = "its worker has ended, and a process that it started still holds its lock; waiting for that"

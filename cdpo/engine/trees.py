@@ -60,6 +60,8 @@ def marked(beginning: str) -> dict[str, list[Identity]]:
 
 def leftovers(store: Store) -> list[str]:
     """Marks of attempts at steps of `store` that are over, and of which a process lives all the same."""
+    if not store.root.exists():
+        return []
     return [mark for mark in marked(store_mark(store)) if _is_over(store, mark)]
 
 
@@ -81,7 +83,8 @@ class Tree:
         self.mark = mark
         #: since when they are being killed (time.monotonic)
         self.since: float | None = None
-        self._killed: list[Identity] = []
+        #: what was not gone when last looked at
+        self.remains: list[Identity] = []
 
     def living(self) -> list[Identity]:
         return [who for several in marked(self.mark).values() for who in several]
@@ -95,8 +98,8 @@ class Tree:
         for who in found:
             send(who, signal.SIGKILL)
         # A process on its way out has no environment any more, while the driver still takes back its memory.
-        leaving = [who for who in self._killed if who not in found and is_alive(who)]
-        self._killed = found + leaving
-        if self._killed and self.since is None:
+        leaving = [who for who in self.remains if who not in found and is_alive(who)]
+        self.remains = found + leaving
+        if self.remains and self.since is None:
             self.since = time.monotonic()
-        return list(self._killed)
+        return list(self.remains)

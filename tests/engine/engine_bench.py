@@ -42,7 +42,7 @@ class Bench:
         self.store = Store(folder / "store")
         self.processes = []
         #: GPUs are those of a test, or none
-        self.paths = f"{HERE}:{HERE / 'fakes'}"
+        self.paths = os.pathsep.join([str(HERE), str(HERE / "fakes"), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.leases = folder / "leases"
 
     def plan(self, shape, **params):
