@@ -87,8 +87,6 @@ class Watched:
 
     id: str
     events: Follower
-    #: whether this execution submitted it
-    fresh: bool
     #: attempt of the step that was announced
     attempt: int = 0
     #: what the batch system last said
@@ -161,20 +159,12 @@ class BatchExecution:
             for key in self.selection.todo:
                 if self.signals.stops:
                     return
-                found = living.get(key)
-                if found is not None and any(self.watched[each].fresh for each in self._parents(key)):
-                    # it waits for a job that is no more
-                    self.backend.cancel([found])
-                    found = None
-                if found is None:
-                    self._queue(key)
+                if key in living:
+                    self._watch_job(key, living[key], found=True)
                 else:
-                    self._watched(key, found, fresh=False)
+                    self._queue(key)
         finally:
             locks.release(turn)
-
-    def _parents(self, key: str) -> list[str]:
-        return [parent for parent in self.plan.steps[key].parents if parent in self.watched]
 
     def _queue(self, key: str) -> None:
         step = self.plan.steps[key]
@@ -182,12 +172,12 @@ class BatchExecution:
         job.describe(self.store, step, self.devices, self.modules.get(step.pipeline), parents)
         for name in ("failure.json", "proc.json"):
             (self.store.work(key) / name).unlink(missing_ok=True)
-        after = [self.watched[parent].id for parent in self._parents(key)]
-        self._watched(key, self.backend.submit(step, job.command(self.store, key), after), fresh=True)
+        after = [self.watched[parent].id for parent in step.parents if parent in self.watched]
+        self._watch_job(key, self.backend.submit(step, job.command(self.store, key), after), found=False)
 
-    def _watched(self, key: str, id: str, fresh: bool) -> None:
-        self.watched[key] = Watched(id, Follower(self.store.work(key) / "events.jsonl"), fresh)
-        self.reporter.emit("step_queued", key, job=id, found=not fresh)
+    def _watch_job(self, key: str, id: str, found: bool) -> None:
+        self.watched[key] = Watched(id, Follower(self.store.work(key) / "events.jsonl"))
+        self.reporter.emit("step_queued", key, job=id, found=found)
 
     # watching
 
@@ -256,7 +246,7 @@ class BatchExecution:
         """A job that is over, or never starts, and whose step is not published."""
         each = self.watched[key]
         if each.state.orphaned:
-            # its parents fail, or failed, under a job of their own: `_failed` blocks what is below them
+            # a parent's job of an earlier execute ended badly; what this one sees fail, `_failed` blocks what is below
             self.backend.cancel([each.id])
             self._queue(key)
             return

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from engine_bench import HERE, of_kind, wait_for
 
+from cdpo.engine import job
 from cdpo.files import read_json_lines
 
 DIAMOND = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
@@ -61,7 +62,10 @@ def test_what_lives_is_found_and_not_submitted_twice(bench, system, tmp_path):
 
 def test_two_executions_submit_each_job_once(bench, system):
     bench.plan(DIAMOND, a={"seconds": 0.5})
-    both = [bench.execute(batch=True), bench.execute(batch=True)]
+    (bench.folder / "queue" / "slow").touch()
+    both = [bench.execute(batch=True)]
+    assert bench.happened("step_queued")
+    both.append(bench.execute(batch=True))
     assert [bench.finish(each)[0] for each in both] == [0, 0]
     assert all(bench.told()["begin", name] == 1 for name in DIAMOND)
     assert len(list((bench.folder / "queue").glob("*.job"))) == 4
@@ -137,6 +141,25 @@ def test_a_job_whose_parent_job_is_gone_is_queued_again(bench, system, tmp_path)
     code, _ = bench.run(batch=True)
     assert code == 0
     assert bench.told()["begin", "b"] == 1
+
+
+def test_a_job_for_a_finished_step_makes_nothing(bench, system):
+    plan = bench.plan({"a": []})
+    assert bench.run(batch=True)[0] == 0
+    assert subprocess.run(job.command(bench.store, next(iter(plan.steps))), check=False).returncode == 0
+    assert bench.told()["begin", "a"] == 1
+    assert not bench.store.working()
+
+
+def test_a_job_whose_input_is_gone_says_so(bench, system):
+    plan = bench.plan({"a": [], "b": ["a"]})
+    assert bench.run(batch=True)[0] == 0
+    for key in plan.steps:
+        bench.store.discard(key)
+    said = subprocess.run(job.command(bench.store, list(plan.steps)[1]), capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert "its input TRIVIAL/a-" in said.stderr
+    assert "Traceback" not in said.stderr
 
 
 def _notes(bench, text):
