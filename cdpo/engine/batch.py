@@ -159,8 +159,12 @@ class BatchExecution:
             for key in self.selection.todo:
                 if self.signals.stops:
                     return
+                path = self._path(key)
                 if key in living:
                     self._watch_job(key, living[key], found=True)
+                elif path is not None:
+                    # another execution's job has made it meanwhile
+                    self._done(key, path)
                 else:
                     self._queue(key)
         finally:
@@ -198,13 +202,15 @@ class BatchExecution:
             self.asked = time.monotonic()
 
     def _published(self) -> dict[str, Path]:
-        found = {}
-        for key in self.watched:
-            step = self.plan.steps[key]
-            place = self.store.place(step.pipeline, step.name, key)
-            if place.exists() and self.store.intact(place) is None and not self.store.is_evicted(place):
-                found[key] = place
-        return found
+        found = {key: self._path(key) for key in self.watched}
+        return {key: path for key, path in found.items() if path is not None}
+
+    def _path(self, key: str) -> Path | None:
+        """The step's folder, where it is published and whole."""
+        step = self.plan.steps[key]
+        place = self.store.place(step.pipeline, step.name, key)
+        whole = place.exists() and self.store.intact(place) is None and not self.store.is_evicted(place)
+        return place if whole else None
 
     def _announce(self, key: str, each: Watched) -> None:
         """Say once for each attempt where it runs."""
