@@ -73,6 +73,8 @@ def read_launcher(path: Path) -> Launcher:
     version = fsdp.get("fsdp_version")
     if kind == "DEEPSPEED":
         problems += _deepspeed_problems(document, deepspeed)
+        if value.get("mixed_precision", "no") != "no":
+            problems.append(document.problem(("mixed_precision",), "take it out of here: dtype in the task decides it"))
     if kind == "FSDP" and version != 2:
         message = f"should be 2, not {show(version)}: the first version of FSDP is not supported"
         problems.append(document.problem(("fsdp_config", "fsdp_version"), message))

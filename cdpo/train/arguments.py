@@ -11,12 +11,12 @@ from cdpo.errors import StepError
 from cdpo.models import compute_dtype, torch_device
 from cdpo.step import Device, Step
 from cdpo.train.batches import slots
+from cdpo.train.sharded import forget_parts, refuse_unshardable
 
 #: rows that go through the model at once where devices.yaml says nothing
 MICRO_BATCH = {"cpu": 32, "cuda": 4}
 #: points of a curve, about
 LOGGED = 200
-SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Precision:
 def micro_batch(device: Device, batch_size: int) -> int:
     """Rows that go through the model at once on one process; never more than its part of the global batch."""
     asked = device.micro_batch or MICRO_BATCH.get(device.kind, 4)
-    return min(asked, -(-batch_size // device.processes))
+    return device.fewer(min(asked, -(-batch_size // device.processes)))
 
 
 def training_arguments(
@@ -46,6 +46,7 @@ def training_arguments(
     Nothing is reported to anybody, and no setting depends on the environment. Raises StepError where the processes are
     not those that the step asked for.
     """
+    refuse_unshardable(step.device, params, precision.compute)
     micro = micro_batch(step.device, params.batch_size)
     total = params.max_steps or math.ceil(params.num_train_epochs * math.ceil(rows / params.batch_size))
     evaluates = params.eval_steps is not None
@@ -65,8 +66,11 @@ def training_arguments(
         adam_beta2=params.adam_beta2,
         max_grad_norm=params.max_grad_norm,
         seed=step.seed32_for("training"),
-        use_cpu=step.device.kind == "cpu",
-        bf16=precision.compute == "bf16",
+        # told of a CPU, accelerate would forget DeepSpeed (see cdpo/engine/rank.py)
+        use_cpu=step.device.kind == "cpu" and step.device.distributed_type != "DEEPSPEED",
+        ddp_backend="gloo" if step.device.kind == "cpu" and step.device.distributed_type == "DEEPSPEED" else None,
+        # of DeepSpeed's precisions only autocast is asked, by cdpo/train/sharded.py
+        bf16=precision.compute == "bf16" and step.device.distributed_type != "DEEPSPEED",
         fp16=precision.compute == "fp16",
         gradient_checkpointing=step.device.kind != "cpu",
         ddp_find_unused_parameters=False,
@@ -87,6 +91,7 @@ def training_arguments(
         **method,
     )
     check_processes(step.device, arguments)
+    forget_parts()
     if arguments.mixed_precision not in ("no", precision.compute):
         raise StepError(
             f"this step computes in {precision.compute} and its launcher in {arguments.mixed_precision}: take "
@@ -97,15 +102,12 @@ def training_arguments(
 
 def check_processes(device: Device, arguments: Any) -> None:
     """Refuse to train on other processes than were asked for: a launcher that falls back to one says nothing itself."""
-    if device.distributed_type not in SUPPORTED:
-        raise StepError(
-            f"distributed_type {device.distributed_type}: this release trains on one process or with DDP "
-            f"({', '.join(SUPPORTED)}); use lora, or fewer rows at a time, where the model does not fit"
-        )
     state = arguments.distributed_state
     got = (arguments.world_size, state.distributed_type.value if state is not None else "NO")
-    default = "NO" if device.processes == 1 else "MULTI_CPU" if device.kind == "cpu" else "MULTI_GPU"
-    asked = (device.processes, device.distributed_type if device.distributed_type != "NO" else default)
+    plain = "NO" if device.processes == 1 else "MULTI_CPU" if device.kind == "cpu" else "MULTI_GPU"
+    # accelerate says FSDP only once a trainer is made (see cdpo/train/sharded.py)
+    kinds = {"NO": plain, "FSDP": "MULTI_GPU"}
+    asked = (device.processes, kinds.get(device.distributed_type, device.distributed_type))
     if got != asked:
         raise StepError(
             f"the step asked for {asked[0]} process(es), {asked[1]}, and runs on {got[0]}, {got[1]}: "

@@ -42,7 +42,7 @@ def make_trainer(
     made = trainer(
         model=model, args=arguments, train_dataset=kind, eval_dataset=kind, processing_class=tokenizer, **options
     )
-    obey(made, step.device)
+    obey(made, step.device, Precision.of(step, params).compute)
     made.use_rows(rows, tune, batch_size=params.batch_size, seed=step.seed_for("order of rows"))
     # one rank draws samples, and where weights are in parts it cannot alone
     add_callbacks(made, step, params, None if cuts_weights(step.device) else samples)

@@ -26,8 +26,6 @@ from cdpo.step import Device, Step
 if TYPE_CHECKING:
     from cdpo.train.arguments import Precision
 
-#: transformers' words for a dtype of mixed precision -> torch's
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: all that TRL's losses ask of its head
 HEAD_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
@@ -58,27 +56,29 @@ def refuse_unshardable(device: Device, params: TrainingParams, compute: str) -> 
         raise StepError(f"{why}, or leave accelerate_config out of devices.yaml (plain data parallelism)")
 
 
-def obey(trainer: Any, device: Device) -> None:
+def obey(trainer: Any, device: Device, compute: str) -> None:
     """See that a trainer just made computes what its step asks for, on the processes and in the parts asked for."""
     state = trainer.accelerator.state
     kind = state.distributed_type.value
     if is_sharded(device) and kind != device.distributed_type:
         raise StepError(f"devices.yaml asks for {device.distributed_type}, and the trainer was given {kind}")
     if kind == "DEEPSPEED":
-        _obey_deepspeed(trainer, device)
+        _obey_deepspeed(trainer, device, compute)
     elif kind == "FSDP":
         _obey_fsdp(state.fsdp_plugin, device)
     trainer.in_step = cuts_weights(device) and device.processes > 1
 
 
-def _obey_deepspeed(trainer: Any, device: Device) -> None:
-    args, plugin = trainer.args, trainer.accelerator.state.deepspeed_plugin
-    settings = plugin.deepspeed_config
+def _obey_deepspeed(trainer: Any, device: Device, compute: str) -> None:
+    args, settings = trainer.args, trainer.accelerator.state.deepspeed_plugin.deepspeed_config
     asked = {
         "zero_optimization.stage": device.zero_stage,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "train_batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * device.processes,
         "gradient_clipping": args.max_grad_norm,
+        # either would round the weights themselves; autocast is what every other launcher computes
+        "bf16.enabled": False,
+        "fp16.enabled": False,
     }
     for name, value in asked.items():
         given: Any = settings
@@ -86,14 +86,13 @@ def _obey_deepspeed(trainer: Any, device: Device) -> None:
             given = given.get(part)
         if given != value:
             raise StepError(f"the step asks DeepSpeed for {name} {value}, and its settings say {given}")
-    # DeepSpeed's own bf16 rounds the weights themselves; autocast is what every other launcher computes
-    settings["bf16"] = settings["fp16"] = {"enabled": False}
-    plugin.hf_ds_config._dtype = torch.float32  # what is fed to the model: log-probabilities must not be rounded
     settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
-    if (compute := AUTOCAST.get(args.mixed_precision)) is not None:
-        settings["torch_autocast"] = {"enabled": True, "dtype": str(compute)}
+    if compute != "fp32":
+        # weights and gradients travel in fp32: DDP rounds neither
+        whole = {"lower_precision_safe_modules": []}
+        settings["torch_autocast"] = {"enabled": True, "dtype": str(DTYPES[compute]), **whole}
         # accelerate leaves precision to DeepSpeed's engine, which does not see the model when it is scored
-        trainer.accelerator.autocast = functools.partial(torch.autocast, args.device.type, compute)
+        trainer.accelerator.autocast = functools.partial(torch.autocast, args.device.type, DTYPES[compute])
     forget_parts()
 
 

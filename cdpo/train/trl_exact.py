@@ -1,6 +1,7 @@
 """What TRL's trainers share here: rows as they are, losses exact for any split of the global batch, row-wise scores."""
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ class Exact(Resumable):
 
     # `compute_loss` weights micro-batches itself; Trainer must not divide by the accumulation as well
     loss_is_scaled_for_ga = True
+    #: whether each pass through the model needs all ranks (cdpo/train/sharded.py)
+    in_step = False
 
     def use_rows(self: Any, rows: Sequence[Row], tune_rows: Sequence[Row], *, batch_size: int, seed: int) -> None:
         self.tune_rows = tune_rows
@@ -156,8 +159,7 @@ class Exact(Resumable):
             # a multiple of what all ranks score at once, so that batches are the same whatever is kept
             many = ranks * size * BATCHES if journal is not None else max(1, len(todo))
             for start in range(0, len(todo), many):
-                part = todo[start : start + many]
-                kept.add(self._score_part(rows, part[self.args.process_index :: ranks], score))
+                kept.add(self._score_part(rows, todo[start : start + many], score))
         table: dict[str, list[float]] = {}
         for at in range(len(rows)):
             for name, value in kept[at].items():
@@ -167,16 +169,19 @@ class Exact(Resumable):
     def _longest_first(self: Any, rows: Sequence[Row]) -> list[int]:
         return sorted(range(len(rows)), key=lambda at: -self.row_length(rows[at]))
 
-    def _score_part(self: Any, rows: Sequence[Row], own: list[int], score: Any) -> list[tuple[int, Scores]]:
-        """Scores of the rows at the places `own` of this rank, and those of all other ranks at theirs."""
-        size = self.args.per_device_eval_batch_size
+    def _score_part(self: Any, rows: Sequence[Row], part: list[int], score: Any) -> list[tuple[int, Scores]]:
+        """Scores of the rows at the places `part`, which the ranks share."""
+        ranks, size = self.args.world_size, self.args.per_device_eval_batch_size
+        own = part[self.args.process_index :: ranks]
+        # where a pass needs all ranks, one that has no rows left runs the last row with them, and forgets it
+        most = math.ceil(len(part) / ranks) if self.in_step else len(own)
         found: list[tuple[int, Scores]] = []
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for start in range(0, len(own), size):
+            for start in range(0, most, size):
                 places = own[start : start + size]
-                batch = self._prepare_inputs(self.batches.collate([rows[at] for at in places]))
-                found.extend(zip(places, score(batch), strict=True))
+                batch = self._prepare_inputs(self.batches.collate([rows[at] for at in places or part[-1:]]))
+                found.extend(zip(places, score(batch)[: len(places)], strict=True))
         return gather_object(found) if self.args.world_size > 1 else found
 
     # TRL would tokenise, truncate and add EOS; rows that are token ids already are as they shall be.
