@@ -208,9 +208,12 @@ class BatchExecution:
     def _path(self, key: str) -> Path | None:
         """The step's folder, where it is published and whole."""
         step = self.plan.steps[key]
-        place = self.store.place(step.pipeline, step.name, key)
-        whole = place.exists() and self.store.intact(place) is None and not self.store.is_evicted(place)
-        return place if whole else None
+        return self._whole(self.store.place(step.pipeline, step.name, key))
+
+    def _whole(self, place: Path | None) -> Path | None:
+        if place is None or not place.exists() or self.store.is_evicted(place) or self.store.intact(place) is not None:
+            return None
+        return place
 
     def _announce(self, key: str, each: Watched) -> None:
         """Say once for each attempt where it runs."""
@@ -257,7 +260,13 @@ class BatchExecution:
             self._queue(key)
             return
         del self.watched[key]
-        self._failed(key, each)
+        step = self.plan.steps[key]
+        # another plan's job may have published it under another name
+        path = self._whole(self.store.find(key, step.pipeline))
+        if path is None:
+            self._failed(key, each)
+        else:
+            self._done(key, path)
 
     def _done(self, key: str, path: Path) -> None:
         seconds = self.store.manifest(path)["seconds"]
