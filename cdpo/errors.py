@@ -22,3 +22,14 @@ class DamagedFile(CdpoError, ValueError):
 
 class StepError(CdpoError):
     """A step cannot go on, for a reason that its pipeline can name (bad rows, a model that does not fit, ...)."""
+
+
+class OutOfMemory(StepError):
+    """A step that did not fit into memory, with `rows` rows going through its model at once.
+
+    `rows` is None where fewer of them are no way out. `said` is what the allocator said.
+    """
+
+    def __init__(self, rows: int | None, said: str) -> None:
+        super().__init__(f"out of memory{f' with {rows} rows at once' if rows else ''} ({said})")
+        self.rows, self.said = rows, said

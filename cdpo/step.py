@@ -51,6 +51,12 @@ class Device:
     checkpoint_seconds: float = 600.0
     #: thresholds of what ends a step early (cdpo/config/watchdog.py); None: nothing does
     watchdog: dict[str, Any] | None = None
+    #: whether as many rows at once as there would be did not fit into memory: see `fewer`
+    halved: bool = False
+
+    def fewer(self, rows: int) -> int:
+        """How many of `rows` rows to send through the model at once: half of them once they did not fit."""
+        return max(1, rows // 2) if self.halved else rows
 
 
 @dataclass

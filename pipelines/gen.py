@@ -50,6 +50,7 @@ def run(step: Step) -> dict[str, Any]:
     from cdpo.generate.transformers_backend import Item, generate
     from cdpo.generate.useless import Tally, expected_to_end
     from cdpo.journal import Journal, item_key
+    from cdpo.memory import at_once
     from cdpo.models import load_policy, load_tokenizer, set_threads, torch_device
     from cdpo.score.fit import context_length, refuse_unknown_tokens, report_dropped
 
@@ -97,9 +98,9 @@ def run(step: Step) -> dict[str, Any]:
             answered = Tally.of(journal.items[key] for key in keys if key in journal)
             answered.judge(step.device.watchdog, "so far", ends=ends)
 
-    batch_size = step.device.micro_batch or BATCH
+    batch_size = step.device.fewer(min(step.device.micro_batch or BATCH, max(1, len(kept))))
     began, sampled_tokens = time.monotonic(), 0
-    with Journal.of(step, "responses.jsonl") as journal:
+    with Journal.of(step, "responses.jsonl") as journal, at_once(batch_size):
         known = sum(key in journal for key in keys)
         if known:
             step.note(f"going on after {known} of {len(keys)} responses")

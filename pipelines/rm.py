@@ -42,6 +42,7 @@ _COLUMNS = {name: f"rm/{name}" for name in ("loss", "accuracy", "margin", "chose
 
 
 def run(step: Step) -> dict[str, Any]:
+    from cdpo.memory import at_once
     from cdpo.models import load_tokenizer, set_threads
     from cdpo.train.arguments import Precision, training_arguments
     from cdpo.train.fit import fit, make_trainer
@@ -74,7 +75,8 @@ def run(step: Step) -> dict[str, Any]:
         rows=rows,
         tune=tune,
     )
-    return fit(trainer, step, tokenizer, precision, splits, tune, held_out, names=_COLUMNS)
+    with at_once(trainer.args.per_device_train_batch_size):
+        return fit(trainer, step, tokenizer, precision, splits, tune, held_out, names=_COLUMNS)
 
 
 if __name__ == "__main__":

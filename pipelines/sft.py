@@ -32,6 +32,7 @@ PIPELINE = Pipeline(
 
 
 def run(step: Step) -> dict[str, Any]:
+    from cdpo.memory import at_once
     from cdpo.models import load_tokenizer, set_threads
     from cdpo.train.arguments import Precision, training_arguments
     from cdpo.train.fit import fit, make_trainer
@@ -59,7 +60,8 @@ def run(step: Step) -> dict[str, Any]:
         tune=tune,
         samples=Samples(step, tokenizer, splits.tune),
     )
-    return fit(trainer, step, tokenizer, precision, splits, tune, held_out, names={})
+    with at_once(trainer.args.per_device_train_batch_size):
+        return fit(trainer, step, tokenizer, precision, splits, tune, held_out, names={})
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from cdpo import stopping
+from cdpo import memory, stopping
 from cdpo.engine import stall
 from cdpo.engine.process import die_with_parent
 from cdpo.engine.program import load_run
 from cdpo.engine.ranks import FIRST, LAUNCHER, RANK_FAILURE, RESULT
-from cdpo.errors import CdpoError, StepError
+from cdpo.errors import CdpoError, OutOfMemory, StepError
 from cdpo.files import read_json, write_json
 from cdpo.step import Device, Step
 from cdpo.store import Store, locks
@@ -38,7 +38,8 @@ def main(work: Path) -> int:
     try:
         step = Step.read(work, rank)
         check(step.device)
-        summary = dict(load_run(read_json(work / "step.json"))(step) or {})
+        with memory.recognised():
+            summary = dict(load_run(read_json(work / "step.json"))(step) or {})
         if rank == 0:
             write_json(work / RESULT, summary)
         return 0
@@ -51,7 +52,7 @@ def main(work: Path) -> int:
             return 0
         mendable = isinstance(error, CdpoError)
         reason = str(error) if mendable else "".join(traceback.format_exception_only(error)).strip()
-        _report(work, rank, reason, mendable)
+        _report(work, {"rank": rank, "reason": reason, "mendable": mendable, "memory": _memory(error)})
         if not mendable or os.environ.get("CDPO_DEBUG") == "1":
             traceback.print_exc()
         return 1
@@ -104,13 +105,18 @@ def _process_state(device: Device) -> Any:
     return PartialState(cpu=True)
 
 
-def _report(work: Path, rank: int, reason: str, mendable: bool) -> None:
+def _memory(error: BaseException) -> dict[str, Any] | None:
+    """What OutOfMemory is made of; None for any other error."""
+    return {"rows": error.rows, "said": error.said} if isinstance(error, OutOfMemory) else None
+
+
+def _report(work: Path, failure: dict[str, Any]) -> None:
     """The first rank that fails says why; the others fail because it did."""
     try:
         os.close(os.open(work / FIRST, os.O_CREAT | os.O_EXCL, 0o644))
     except FileExistsError:
         return
-    write_json(work / RANK_FAILURE, {"rank": rank, "reason": reason, "mendable": mendable}, durable=False)
+    write_json(work / RANK_FAILURE, failure, durable=False)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpo.engine.process import die_with_parent
-from cdpo.errors import StepError
+from cdpo.errors import OutOfMemory, StepError
 from cdpo.files import read_json
 from cdpo.step import Device
 from cdpo.stopping import Stopped
@@ -31,8 +31,8 @@ GRACE = 600.0
 def run(work: Path, device: Device) -> dict[str, Any]:
     """Run the step of `work` on `device.processes` ranks; returns rank 0's summary.
 
-    Raises StepError where any rank failed, Stopped where they were told to stop. The launcher dies with this process,
-    and each rank with the launcher.
+    Raises StepError (OutOfMemory too) where any rank failed, Stopped where they were told to stop. The launcher dies
+    with this process, and each rank with the launcher.
     """
     for name in (RESULT, RANK_FAILURE, FIRST):
         (work / name).unlink(missing_ok=True)
@@ -49,6 +49,8 @@ def run(work: Path, device: Device) -> dict[str, Any]:
     failure = work / RANK_FAILURE
     if failure.exists():
         found = read_json(failure)
+        if found["memory"] is not None:
+            raise OutOfMemory(**found["memory"])
         if found["mendable"]:
             raise StepError(found["reason"])
         raise RuntimeError(f"rank {found['rank']}: {found['reason']}")

@@ -11,14 +11,15 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
-from cdpo import stopping
-from cdpo.engine import stall
+from cdpo import memory, stopping
+from cdpo.engine import again, stall
 from cdpo.engine.process import identity, user_name
 from cdpo.engine.program import load_run
-from cdpo.errors import CdpoError
+from cdpo.errors import CdpoError, OutOfMemory
 from cdpo.files import read_json, write_json
 from cdpo.step import Step
 from cdpo.store import Store, provenance, publish
@@ -34,6 +35,7 @@ def main(work: Path) -> int:
     work = Path(os.path.abspath(work))
     store = Store(work.parent.parent)
     stopping.obey(insistent=True)
+    given = dict(os.environ)
     launch: dict[str, Any] = json.loads(os.environ.pop(LAUNCH, "{}"))
     key = work.name
     lock = launch.pop("lock", None)
@@ -57,21 +59,27 @@ def main(work: Path) -> int:
         return 0
     except stopping.Stopped:
         return stopping.STOPPED
+    except OutOfMemory as error:
+        if again.may_fit(work, error):
+            given[LAUNCH] = json.dumps({**launch, "lock": lock, "leases": held})
+            again.begin(work, error, given, [lock, *held])
+        return _refused(work, launch, f"{error}. {memory.ADVICE}")
     except CdpoError as error:
-        _failed(work, launch, 1, str(error))
-        print(error, file=sys.stderr, flush=True)
-        if os.environ.get("CDPO_DEBUG") == "1":
-            import traceback
-
-            traceback.print_exc()
-        return 1
+        return _refused(work, launch, str(error))
     except BaseException as error:
-        import traceback
-
         traceback.print_exc()
         sys.stderr.flush()
         _failed(work, launch, UNEXPECTED, "".join(traceback.format_exception_only(error)).strip())
         return UNEXPECTED
+
+
+def _refused(work: Path, launch: dict[str, Any], reason: str) -> int:
+    """Record and tell what a user can mend; the exit code. To be called where the error is handled."""
+    _failed(work, launch, 1, reason)
+    print(reason, file=sys.stderr, flush=True)
+    if os.environ.get("CDPO_DEBUG") == "1":
+        traceback.print_exc()
+    return 1
 
 
 def _sign(held: list[int], store: Store, work: Path, started: float) -> None:
@@ -103,7 +111,8 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
 
             summary = ranks.run(work, step.device)
         else:
-            summary = dict(load_run(described)(step) or {})
+            with memory.recognised():
+                summary = dict(load_run(described)(step) or {})
     sys.stdout.flush()
     sys.stderr.flush()
     finished = time.time()
@@ -120,6 +129,8 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
         "device": {**described["device"], "gpus": launch.get("gpus", [])},
         "summary": summary,
     }
+    if "out_of_memory" in described:
+        manifest["out_of_memory"] = described["out_of_memory"]
     log = work / f"attempt-{launch.get('attempt', 1)}.log"
     publish.stage(work, manifest, log)
 

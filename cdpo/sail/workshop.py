@@ -11,6 +11,7 @@ from cdpo.config.params import SamplingParams
 from cdpo.data.tokens import end_token_id
 from cdpo.errors import StepError
 from cdpo.generate.transformers_backend import Item, generate
+from cdpo.memory import at_once
 from cdpo.sail.config import SAILConfig
 from cdpo.sail.online import Response
 from cdpo.score.scorer import RewardScorer
@@ -36,7 +37,7 @@ class PolicyWorkshop:
     def sample(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
         """One response of the policy for each prompt."""
         own = range(self.args.process_index, len(prompts), self.args.world_size)
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast(), at_once(self.args.generation_batch_size):
             made = {
                 own[place]: (sampled.token_ids, sampled.finish_reason == "stop")
                 for place, sampled in generate(

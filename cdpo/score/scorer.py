@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cdpo.errors import StepError
+from cdpo.memory import at_once
 from cdpo.score.beaver import ScoreModel, encode_conversations, load_score_model
 from cdpo.score.fit import context_length, refuse_unknown_tokens
 from cdpo.score.layout import is_score_model
@@ -82,7 +83,7 @@ class RewardScorer:
         `dtype`, `attn_implementation` and `template` are the reward model's; `batch_size` is the device's micro-batch
         where None. Raises `StepError` for what is no reward model.
         """
-        batch_size = batch_size or step.device.micro_batch or BATCH
+        batch_size = batch_size or step.device.fewer(step.device.micro_batch or BATCH)
         if step.has(f"{role}_plugin"):
             from cdpo.plugins import load_plugin
 
@@ -195,8 +196,9 @@ class RewardScorer:
         else:
             pad_id = self._model.config.get_text_config().pad_token_id
             found = score(self._model, encoded, pad_id=pad_id, batch_size=self.batch_size, done=done)
-        for at, reward in found:
-            yield at, -reward if self.reverse else reward
+        with at_once(self.batch_size):
+            for at, reward in found:
+                yield at, -reward if self.reverse else reward
 
 
 #: what may be done about them

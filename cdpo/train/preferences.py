@@ -5,6 +5,7 @@ from typing import Any
 from cdpo.config.params import TrainingParams
 from cdpo.config.preferences import PreferenceParams
 from cdpo.data.prepared import read_split
+from cdpo.memory import at_once
 from cdpo.models import load_tokenizer, set_threads
 from cdpo.sail.routes import Mixture
 from cdpo.sail.trainer import SAILConfig, SAILTrainer
@@ -13,6 +14,7 @@ from cdpo.step import Step
 from cdpo.train.arguments import Precision, micro_batch, training_arguments
 from cdpo.train.batches import Row, refuse_split
 from cdpo.train.fit import fit, make_trainer
+from cdpo.train.loss_types import COUPLED
 from cdpo.train.losses import own_loss
 from cdpo.train.reporting import Samples
 from cdpo.train.rows import read_splits
@@ -47,7 +49,7 @@ def train_preferences(step: Step, params: PreferenceParams) -> dict[str, Any]:
         precision,
         len(splits.train),
         loss_type=params.loss_types,
-        generation_batch_size=GENERATION_BATCH,
+        generation_batch_size=step.device.fewer(GENERATION_BATCH),
         router_aux_loss_coef=0.0,
         **_own_fields(params),
     )
@@ -65,11 +67,12 @@ def train_preferences(step: Step, params: PreferenceParams) -> dict[str, Any]:
         loss_function=own_loss(step),
         rows_follow=True,
     )
-    for name, rows in (("train", trainer.rows_seen()), ("tune", splits.tune), ("eval", splits.eval)):
-        trainer.add_reference(rows, step.checkpoints / f"reference-{name}")
     if trainer.bias_of_t1.startswith("biased"):
         step.note(f"T1 is {trainer.bias_of_t1}")
-    summary = fit(trainer, step, tokenizer, precision, splits, splits.tune, splits.eval, names={})
+    with at_once(None if COUPLED & set(params.loss_types) else arguments.per_device_train_batch_size):
+        for name, rows in (("train", trainer.rows_seen()), ("tune", splits.tune), ("eval", splits.eval)):
+            trainer.add_reference(rows, step.checkpoints / f"reference-{name}")
+        summary = fit(trainer, step, tokenizer, precision, splits, splits.tune, splits.eval, names={})
     return summary | _realised(trainer)
 
 
@@ -93,7 +96,7 @@ def _load_scorer(step: Step, params: Any) -> RewardScorer:
         attn_implementation=params.attn_implementation,
         template=params.reward_template,
         reverse=params.reverse,
-        batch_size=GENERATION_BATCH,
+        batch_size=step.device.fewer(GENERATION_BATCH),
     )
 
 

@@ -17,7 +17,7 @@ from cdpo.train.trl_resume import Remembers
 
 #: what a loss of pairs is while nothing tells chosen and rejected apart, and how near it counts as that
 LN2, NEAR = math.log(2), 1e-4
-#: A gradient norm that is rounding alone: two responses that are the same cancel out to some 1e-7, pairs give over 1e-3.
+#: A gradient norm of rounding alone: two responses that are the same cancel out to some 1e-7, pairs give over 1e-3.
 NO_GRADIENT = 1e-5
 #: a learning rate that moves no weight: fp32 has seven digits, and weights are around 0.01
 NO_RATE = 1e-10
