@@ -168,7 +168,7 @@ class BatchExecution:
                 else:
                     self._queue(key)
         finally:
-            locks.release(turn)
+            turn.release(remove=True)
 
     def _queue(self, key: str) -> None:
         step = self.plan.steps[key]

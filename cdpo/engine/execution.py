@@ -22,7 +22,8 @@ from cdpo.engine.slots import Place, Slots
 from cdpo.engine.trees import Tree
 from cdpo.engine.watch import failure, proc
 from cdpo.stopping import STOPPED
-from cdpo.store import Store, locks
+from cdpo.store import Store
+from cdpo.store.locks import Lock
 
 if TYPE_CHECKING:
     from cdpo.config.devices import Devices
@@ -219,7 +220,7 @@ class Execution:
         needed = key in self.selection.evicted
         return None if needed and self.store.is_evicted(path) else path
 
-    def _sweep_locked(self, key: str, lock: int) -> None:
+    def _sweep_locked(self, key: str, lock: Lock) -> None:
         shutil.rmtree(self.store.work(key), ignore_errors=True)
         self.store.unlock(key, lock)
 
@@ -306,12 +307,12 @@ class Execution:
                 continue
             if each.tree is not None and not self._is_over(key, each.tree):
                 if lock is not None:
-                    locks.release(lock)
+                    lock.release()
                 continue
             if lock is None:
                 if each.left_behind():
                     text = "its worker has ended, and a process that it started still holds its lock; waiting for that"
-                    self.reporter.emit("note", key, text=f"{text} (`fuser {self.store.lock_path(key)}` names it)")
+                    self.reporter.emit("note", key, text=f"{text} ({self.store.lock_told(key)})")
                 continue
             path = self._usable(key)
             each.events.moved_to(path)
@@ -321,7 +322,7 @@ class Execution:
                 self._sweep_locked(key, lock)
                 self._done(key, path)
                 continue
-            locks.release(lock)
+            lock.release()
             record = failure(each.work)
             if record is not None and not each.orphan and record["attempt"] == each.attempt:
                 self._failed(key, record, each.log)

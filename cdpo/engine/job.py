@@ -21,6 +21,7 @@ from cdpo.engine.worker import LAUNCH
 from cdpo.errors import CdpoError
 from cdpo.files import read_json, write_json
 from cdpo.store import Store
+from cdpo.store.locks import Lock
 from cdpo.store.names import short
 
 if TYPE_CHECKING:
@@ -76,15 +77,16 @@ def main(root: Path, key: str) -> None:
     attempt, _, stream = launch.open_log(work)
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)
-    os.set_inheritable(lock, True)
+    for descriptor in lock.descriptors:
+        os.set_inheritable(descriptor, True)
     given = [{"uuid": gpu.uuid, "name": gpu.name} for gpu in place.gpus]
-    said = {"lock": lock, "attempt": attempt, "place": place.label, "gpus": given}
+    said = {"lock": lock.described(), "attempt": attempt, "place": place.label, "gpus": given}
     worker = launch.worker_command(work)
     environment = {**os.environ, **launch.environment(device), **place.environment(), LAUNCH: json.dumps(said)}
     os.execve(worker[0], worker, environment)
 
 
-def _turn(store: Store, step: "PlannedStep") -> int | None:
+def _turn(store: Store, step: "PlannedStep") -> Lock | None:
     """The step's lock, once nobody else makes it; None where it is finished by then."""
     while True:
         lock = store.lock(step.key)

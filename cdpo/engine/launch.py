@@ -17,6 +17,7 @@ from cdpo.engine.worker import LAUNCH
 from cdpo.files import write_json
 from cdpo.step import Device
 from cdpo.store import Store
+from cdpo.store.locks import Lock
 
 if TYPE_CHECKING:
     from cdpo.plan.graph import PlannedStep
@@ -78,14 +79,14 @@ def start(
     module: str | None,
     device: Device,
     place: Place,
-    lock: int,
+    lock: Lock,
 ) -> Running:
     """Start the worker of `step`, whose lock this process holds; it and the leases of `place` pass to the worker."""
     work = describe(store, step, inputs, module, device)
     attempt, log, stream = open_log(work)
     mark = trees.new_mark(store, step.key)
     launch = {
-        "lock": lock,
+        "lock": lock.described(),
         "leases": place.descriptors,
         "mark": mark,
         "attempt": attempt,
@@ -100,7 +101,7 @@ def start(
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=[lock, *place.descriptors],
+            pass_fds=[*lock.descriptors, *place.descriptors],
             env={
                 **os.environ,
                 **environment(device),
@@ -110,7 +111,7 @@ def start(
             },
         )
     # it alone holds its step and its GPUs from now on
-    os.close(lock)
+    lock.hand_over(worker.pid)
     place.hand_over()
     return Running(work, worker, log, place, attempt, trees.Tree(mark))
 

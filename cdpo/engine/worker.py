@@ -22,10 +22,10 @@ from cdpo.engine.program import load_run
 from cdpo.errors import CdpoError, OutOfMemory
 from cdpo.files import read_json, write_json
 from cdpo.step import Step
-from cdpo.store import Store, provenance, publish
+from cdpo.store import Store, locks, provenance, publish
 from cdpo.store.names import short
 
-#: environment variable by which the engine hands over the descriptors of the locks and what belongs in proc.json
+#: environment variable by which the engine hands over the locks and what belongs in proc.json
 LAUNCH = "CDPO_LAUNCH"
 UNEXPECTED = 3
 
@@ -38,12 +38,11 @@ def main(work: Path) -> int:
     given = dict(os.environ)
     launch: dict[str, Any] = json.loads(os.environ.pop(LAUNCH, "{}"))
     key = work.name
-    lock = launch.pop("lock", None)
+    given = launch.pop("lock", None)
+    lock = locks.inherited(given) if given else store.lock(key)
     if lock is None:
-        lock = store.lock(key)
-        if lock is None:
-            print(f"{work}: another process makes this step", file=sys.stderr)
-            return 1
+        print(f"{work}: another process makes this step", file=sys.stderr)
+        return 1
     started = time.time()
     held = launch.pop("leases", [])
     write_json(work / "proc.json", {**identity(), "started": round(started, 3), **launch}, durable=False)

@@ -93,7 +93,7 @@ def install(store: "Store", folder: Path) -> Path:
         fsync_path(store.steps)
         return place
     finally:
-        locks.release(lock)
+        lock.release(remove=True)
 
 
 def _compare(store: "Store", mine: Mapping[str, Any], there: Path) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 
 from cdpo.errors import CdpoError, DamagedFile
 from cdpo.files import append_json, read_json, write_json
-from cdpo.store import locks, publish
+from cdpo.store import claims, locks, publish
+from cdpo.store.locks import Lock
 from cdpo.store.names import folder_name, key_of, safe_name, short
 
 #: what every manifest has
@@ -148,19 +149,38 @@ class Store:
         """Whether any process of the step lives."""
         return locks.is_held(self.lock_path(key)) or locks.is_held(self.alive_path(key))
 
-    def lock(self, key: str) -> int | None:
+    def lock(self, key: str) -> Lock | None:
         """Take the step for this process; None where any process of it lives. Give back with `unlock`."""
         self.locks  # noqa: B018  (makes the folder)
-        descriptor = locks.acquire(self.lock_path(key))
-        if descriptor is not None and locks.is_held(self.alive_path(key)):
-            locks.release(descriptor)
+        lock = locks.acquire(self.lock_path(key))
+        if lock is not None and locks.is_held(self.alive_path(key)):
+            lock.release()
             return None
-        return descriptor
+        return lock
 
-    def unlock(self, key: str, descriptor: int) -> None:
+    def unlock(self, key: str, lock: Lock) -> None:
         """Give up a lock and remove its files, where this process alone holds it."""
-        self.alive_path(key).unlink(missing_ok=True)
-        locks.release(descriptor, self.lock_path(key))
+        locks.forget(self.alive_path(key))
+        lock.release(remove=True)
+
+    def lock_told(self, key: str) -> str:
+        """Who holds the step, as far as that can be said, and how it is freed where that has ended."""
+        path = self.lock_path(key)
+        return locks.told(path if locks.is_held(path) else self.alive_path(key))
+
+    def claiming_jobs(self, key: str) -> set[str]:
+        """The batch system's jobs that claim the step; empty where it is locked otherwise, or not at all."""
+        return claims.jobs(self.lock_path(key)) | claims.jobs(self.alive_path(key))
+
+    def release_claim(self, key: str, job: str, why: str) -> bool:
+        """Free a step of the claims of `job`, which the batch system says is over; False where it has none.
+
+        A job that was started in its stead meanwhile keeps its own.
+        """
+        freed = [path for path in (self.lock_path(key), self.alive_path(key)) if claims.release(path, job)]
+        if freed:
+            self.append_event({"event": "note", "key": key, "text": f"freed from job {job}: {why}"})
+        return bool(freed)
 
     # taking steps out of sight
 
@@ -173,13 +193,13 @@ class Store:
         if path is None:
             raise CdpoError(f"{self.steps}: no finished step {short(key)}; `cdpo status` lists them")
         full = self.full_key(path)
-        descriptor = self.lock(full)
-        if descriptor is None:
+        lock = self.lock(full)
+        if lock is None:
             raise CdpoError(f"{path}: this step is being made right now; wait, or `cdpo stop`")
         try:
             return self.move_aside(path, "redone")
         finally:
-            self.unlock(full, descriptor)
+            self.unlock(full, lock)
 
     def move_aside(self, path: Path, why: str) -> Path:
         """Move a step's folder under `aside/`. The caller holds the step's lock."""

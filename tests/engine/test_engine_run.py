@@ -43,7 +43,7 @@ def test_runs_in_order_and_publishes_whole_steps(bench):
     assert manifest["versions"]["torch"]
     assert len(manifest["code"]) == 64
     assert not list((bench.store.root / "work").iterdir())
-    assert [path.name for path in bench.store.locks.iterdir()] == ["publish.lock"]
+    assert [path.name for path in bench.store.locks.iterdir()] == []
 
 
 def test_a_second_execution_runs_nothing(bench):

@@ -16,7 +16,6 @@ from cdpo.engine.stop import stop
 from cdpo.engine.trees import Tree
 from cdpo.engine.watch import proc
 from cdpo.files import read_json, write_json
-from cdpo.store import locks
 
 #: a process that starts a daemon in a session of its own, which starts another, and says their pids
 FAMILY = """
@@ -91,7 +90,7 @@ def test_stop_signals_no_process_that_got_the_pid_of_another(bench, bystander):
         (mine,) = (bench.store.root / "executing").iterdir()
         write_json(mine, {**read_json(mine), **fake})
         assert stop(bench.store, grace=0.2) == [key]
-    locks.release(held)
+    held.release()
 
 
 def test_a_killed_workers_daemon_is_killed_and_the_others_go_on(bench):

@@ -12,8 +12,8 @@ KEY = "ab" * 32
 def test_a_child_holds_the_lock_after_its_parent_closed_it(tmp_path):
     path = tmp_path / "x.lock"
     held = locks.acquire(path)
-    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[held])
-    locks.release(held)
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=held.descriptors)
+    held.hand_over(child.pid)
     assert locks.is_held(path)
     assert locks.acquire(path) is None
     child.communicate()
@@ -30,12 +30,12 @@ def test_a_step_is_locked_while_a_rank_lives(tmp_path):
     lock = store.lock(KEY)
     rank = locks.acquire(store.alive_path(KEY), shared=True)
     other = locks.acquire(store.alive_path(KEY), shared=True)
-    locks.release(lock)
+    lock.release()
     assert store.is_locked(KEY)
     assert store.lock(KEY) is None
-    locks.release(rank)
+    rank.release()
     assert store.lock(KEY) is None
-    locks.release(other)
+    other.release()
     assert store.lock(KEY) is not None
 
 
@@ -48,7 +48,7 @@ def test_removed_lock_files_never_let_two_in(tmp_path):
         "for _ in range(150):\n"
         "    held = locks.acquire(path, wait=True)\n"
         "    counter.write_text(str(int(counter.read_text()) + 1))\n"
-        "    locks.release(held, path)\n"
+        "    held.release(remove=True)\n"
     )
     command = [sys.executable, "-c", code, str(path), str(counter)]
     threads = [threading.Thread(target=subprocess.run, args=(command,), kwargs={"check": True}) for _ in range(4)]

@@ -181,4 +181,4 @@ def test_discard_refuses_what_is_not_there_or_being_made(tmp_path):
     aside = store.discard(KEY)
     assert not path.exists()
     assert read_json(aside / "manifest.json")["key"] == KEY
-    assert os.listdir(store.locks) == ["publish.lock"]
+    assert os.listdir(store.locks) == []
