@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdpo.engine import launch, supervisors, trees
+from cdpo.engine import launch, supervisors
 from cdpo.engine.agenda import Agenda
 from cdpo.engine.display import Display
 from cdpo.engine.eta import Estimate
 from cdpo.engine.outcome import Outcome
-from cdpo.engine.process import describe
+from cdpo.engine.remains import Remains
 from cdpo.engine.reporter import Reporter
 from cdpo.engine.running import Adopted, Running
 from cdpo.engine.selection import Selection
 from cdpo.engine.signals import Signals
 from cdpo.engine.slots import Place, Slots
-from cdpo.engine.trees import Tree
 from cdpo.engine.watch import failure, proc
 from cdpo.stopping import STOPPED
 from cdpo.store import Store
@@ -33,10 +32,6 @@ if TYPE_CHECKING:
 GRACE = 15.0
 #: seconds without any GPU before that is told
 WAITING = 3.0
-#: seconds that what an ended worker started may take to go, once killed, before that is told
-PATIENCE = 2.0
-#: and before the step counts as ended all the same
-LONG_PATIENCE = 20.0
 
 
 class Execution:
@@ -61,9 +56,8 @@ class Execution:
         self.adopted: dict[str, Adopted] = {}
         #: orphans whose worker died unseen, and that were started again
         self.retried: set[str] = set()
-        #: what ended workers of earlier executions left running
-        self.leftovers: list[Tree] = []
-        self.told_to_last: set[str] = set()
+        self.remains = Remains(self.reporter)
+        #: since when nothing runs for want of a GPU (time.monotonic); infinite once that is told
         self.idle_since: float | None = None
         self.signals = Signals()
         self.signalled = 0
@@ -90,7 +84,7 @@ class Execution:
                 self.signals.wait(self.devices.poll_seconds)
                 self._reap()
                 self._follow()
-                self._end_leftovers()
+                self.remains.sweep()
                 self._listen()
                 self.reporter.tick()
         self.reporter.emit(
@@ -129,7 +123,8 @@ class Execution:
         for key in here & chosen.cached.keys():
             self._sweep(key)
         self.worked = here & set(chosen.todo)
-        self.leftovers = [Tree(mark) for mark in trees.leftovers(self.store)] if chosen.todo else []
+        if chosen.todo:
+            self.remains.look_for_earlier()
 
     def _sweep(self, key: str) -> None:
         """Remove what is left of a work folder whose step is finished: its worker was killed while tidying."""
@@ -257,7 +252,7 @@ class Execution:
             code = each.worker.poll()
             if code is None:
                 continue
-            if not self._is_over(key, each.tree):
+            if not self.remains.gone(key, each.tree):
                 continue
             step = self.plan.steps[key]
             path = self.store.look(step.pipeline, step.name, key)
@@ -272,28 +267,6 @@ class Execution:
             else:
                 self._failed(key, each.record(code))
 
-    def _is_over(self, key: str, tree: Tree) -> bool:
-        """Whether nothing of an ended worker's tree lives; what does is killed, and waited for in vain for a while."""
-        left = tree.kill()
-        if not left or tree.since is None:
-            return True
-        waited = time.monotonic() - tree.since
-        if waited > PATIENCE and tree.mark not in self.told_to_last:
-            self.told_to_last.add(tree.mark)
-            names = ", ".join(describe(who["pid"]) for who in left)
-            self.reporter.emit("note", key, text=f"its worker has ended; killed and not yet gone: {names}")
-        return waited > LONG_PATIENCE
-
-    def _end_leftovers(self) -> None:
-        # not before a first wait: until then they may be workers in their very last moments
-        for tree in self.leftovers:
-            left = tree.kill()
-            if left and tree.mark not in self.told_to_last:
-                self.told_to_last.add(tree.mark)
-                names = ", ".join(describe(who["pid"]) for who in left)
-                self.reporter.emit("note", text=f"killed what an ended worker of this store left running: {names}")
-        self.leftovers = [tree for tree in self.leftovers if tree.remains]
-
     def _still_evicted(self, key: str, path: Path) -> bool:
         return key in self.selection.evicted and self.store.is_evicted(path)
 
@@ -305,7 +278,7 @@ class Execution:
             lock = self.store.lock(key)
             if lock is None and not each.has_ended:
                 continue
-            if each.tree is not None and not self._is_over(key, each.tree):
+            if each.tree is not None and not self.remains.gone(key, each.tree):
                 if lock is not None:
                     lock.release()
                 continue

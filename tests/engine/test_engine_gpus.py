@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from engine_bench import TRIVIAL, Bench, of_kind, wait_for
+from engine_bench import TRIVIAL, of_kind, wait_for
 from fake_gpus import GIB, A, B, card, computing
 
 from cdpo.config.devices import Devices
@@ -197,19 +197,36 @@ def test_workers_get_uuids_and_never_share_a_card(bench):
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(each))
 
 
-def test_two_executions_with_steps_of_two_cards_do_not_wait_for_each_other(bench, tmp_path):
-    machines = {**AUTO, "pipelines": {"TRIVIAL": {"processes": 2}}}
-    other = Bench(tmp_path / "other")
-    other.folder.mkdir()
-    other.leases = bench.leases
-    for each in (bench, other):
-        # torchrun takes long to start, and what is tested is who takes the cards: so they fail at once
-        each.plan({name: [] for name in "abc"}, **{name: {"refuse": "enough"} for name in "abc"})
-    try:
-        both = [each.execute(devices=machines) for each in (bench, other)]
-        assert [each.finish(process, 100)[0] for each, process in zip((bench, other), both, strict=True)] == [1, 1]
-    finally:
-        other.close()
+#: takes two cards a hundred times, and tells when it has them and when it gives them back
+TAKER = """
+import sys, time
+from cdpo.engine.nvml import list_gpus
+from cdpo.engine.slots import Slots
+pool = Slots(list_gpus(), workers=9)
+for _ in range(100):
+    while (place := pool.take(2)) is None:
+        time.sleep(0.001)
+    began = time.monotonic()
+    time.sleep(0.001)
+    print(began, time.monotonic())
+    pool.give(place)
+"""
+
+
+def test_several_that_want_two_cards_each_do_not_wait_for_each_other(bench):
+    environment = {**os.environ, "PYTHONPATH": bench.paths}
+    takers = [
+        subprocess.Popen([sys.executable, "-c", TAKER], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(3)
+    ]
+    spans = []
+    for taker in takers:
+        text, _ = taker.communicate(timeout=30)
+        assert taker.returncode == 0
+        spans += [tuple(map(float, line.split())) for line in text.splitlines()]
+    assert len(spans) == 300
+    spans.sort()
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
 
 
 def test_an_execution_waits_for_a_card_that_another_program_leased_and_says_so(bench):

@@ -10,7 +10,7 @@ import time
 import pytest
 from engine_bench import TRIVIAL, of_kind, wait_for
 
-from cdpo.engine import execution, supervisors, trees
+from cdpo.engine import remains, supervisors, trees
 from cdpo.engine.process import identity, send
 from cdpo.engine.stop import stop
 from cdpo.engine.trees import Tree
@@ -226,8 +226,8 @@ def test_a_process_that_will_not_die_is_told_and_does_not_stop_the_matrix(bench,
 
         close = tick
 
-    monkeypatch.setattr(execution, "PATIENCE", 0.2)
-    monkeypatch.setattr(execution, "LONG_PATIENCE", 0.6)
+    monkeypatch.setattr(remains, "PATIENCE", 0.2)
+    monkeypatch.setattr(remains, "LONG_PATIENCE", 0.6)
     monkeypatch.setattr(trees, "send", lambda who, number: True)
     plan = bench.plan({"a": [], "b": []}, a={"leave": "daemon"})
     shown = Shown()
