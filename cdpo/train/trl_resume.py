@@ -9,6 +9,7 @@ tests/train/test_trl.py says what moved, when transformers does.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import transformers.trainer
 from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerState
 
@@ -138,19 +140,24 @@ class Resumable:
 
     def misfit(self: Any, folder: Path) -> str | None:
         """Why this training cannot go on from `folder`, as far as can be told before the model is changed."""
+        file = STATE
         try:
             TrainerState.load_from_json(str(folder / STATE))
+            file = RUNNING
             _ = read_json(folder / RUNNING)["ranks"][0]["loss"]
             for path in folder.glob("rng_state*.pth"):
+                file = path.name
                 with transformers.trainer.safe_globals():
                     torch.load(path, weights_only=True)
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 return None  # their own layout, which they check themselves
+            file = SCHEDULER
             torch.load(folder / SCHEDULER, weights_only=True)
+            file = OPTIMIZER
             saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
             groups = [len(group["params"]) for group in saved["param_groups"]]
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+        except Exception as error:  # whatever another version wrote: it is told, and not used
+            return f"{file}: {_one_line(error)}"
         here = [len(group["params"]) for group in self.create_optimizer().param_groups]
         if groups != here:
             return f"its optimiser has groups of {groups} parameters, and this one of {here}"
@@ -178,6 +185,13 @@ class Resumable:
                 # Where a checkpoint has an adapter in a subfolder, as `ref` is, transformers reads no other one: the
                 # policy would go on from where training began.
                 self.model.load_adapter(folder, "default", is_trainable=True)
+
+    def _issue_warnings_after_load(self: Any, found: Any) -> None:
+        """Of tied weights one is saved, and the others are not missing."""
+        own = self.model.state_dict()
+        places = Counter(value.data_ptr() for value in own.values())
+        missing = [name for name in found.missing_keys if name not in own or places[own[name].data_ptr()] == 1]
+        super()._issue_warnings_after_load(_IncompatibleKeys(missing, found.unexpected_keys))  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
         with _readable(checkpoint):
@@ -210,7 +224,12 @@ def _readable(folder: str | None) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise Unreadable(f"{folder}: it cannot be loaded: {type(error).__name__}: {error}") from error
+        raise Unreadable(f"{folder}: it cannot be loaded: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """torch's errors go on with pages of advice."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _other_weights(model: Any, folder: Path) -> str | None:
