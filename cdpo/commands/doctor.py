@@ -4,7 +4,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -59,14 +58,18 @@ def _packages() -> list[str]:
 
 
 def _hardware() -> list[str]:
-    if shutil.which("nvidia-smi") is None:
-        _found("no NVIDIA driver: steps run on the CPU")
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    if listed.returncode != 0:
-        return [_wrong(f"nvidia-smi fails: {(listed.stderr or listed.stdout).strip()}", "wrong")]
-    for line in listed.stdout.strip().splitlines():
-        _found(line)
+    from cdpo.engine import foreign, nvml
+
+    try:
+        gpus = nvml.list_gpus()
+        if not gpus:
+            _found("no NVIDIA GPU: steps run on the CPU")
+            return []
+        for gpu in gpus:
+            free, text = foreign.inspect(gpu)
+            click.echo(f"{'ok' if free else 'in use':<8} GPU {gpu.index}: {gpu.name} ({gpu.uuid}): {text}")
+    except CdpoError as error:
+        return [_wrong(str(error), "wrong")]
     return _cuda() if "+cpu" in _version("torch") else []
 
 

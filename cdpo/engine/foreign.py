@@ -8,9 +8,9 @@ Outside a container processes are not seen inside it; there memory alone tells.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cdpo.engine import nvml, trees
-from cdpo.engine.nvml import Gpu, Process, Usage
-from cdpo.engine.process import describe
+from cdpo.engine import leases, nvml, trees
+from cdpo.engine.nvml import Gpu, Process
+from cdpo.engine.process import descends, describe
 
 GIB = 2**30
 #: bytes in use that count as none: contexts that the driver keeps, error-correction tables
@@ -32,14 +32,14 @@ class Foreign:
 
 
 def foreign(gpu: Gpu) -> Foreign | None:
-    """What keeps a step off `gpu`, whose lease the caller holds; None where it is free."""
+    """What keeps a step off `gpu`, which nobody else has leased; None where it is free."""
     try:
         found = nvml.usage(gpu)
     except nvml.DriverError as error:
         return Foreign(str(error), fading=False)
     if found.compute:
         # what carries a mark is on its way out: its step has ended, or the lease would not be free
-        return Foreign(users(found), fading=all(trees.mark_of(each.pid) for each in found.compute))
+        return Foreign(_named(found.compute), fading=all(trees.mark_of(each.pid) for each in found.compute))
     if found.used is None or found.total is None or found.used <= _allowed(found.total, found.graphics):
         return None
     text = f"{_gib(found.used)} of {_gib(found.total)} are in use"
@@ -48,9 +48,21 @@ def foreign(gpu: Gpu) -> Foreign | None:
     return Foreign(text + who, fading=not drawing)
 
 
-def users(found: Usage) -> str:
-    """The processes that compute on a GPU, in words; empty where there are none."""
-    return _named(found.compute)
+def inspect(gpu: Gpu) -> tuple[bool, str]:
+    """Whether `gpu` could be had now, and its memory, lease and foreign processes in words. Raises DriverError."""
+    found = nvml.usage(gpu)
+    said = []
+    if found.used is not None and found.total is not None:
+        said.append(f"{_gib(found.total - found.used)} of {_gib(found.total)} free")
+    holder = leases.holder(gpu)
+    if holder is None:
+        why = foreign(gpu)
+        return why is None, "; ".join([*said, why.text if why else "not leased"])
+    said.append(leases.describe(gpu))
+    strangers = [each for each in found.compute if holder and not descends(each.pid, holder["pid"])]
+    if strangers:
+        said.append(f"no lease covers {_named(strangers)}")
+    return False, "; ".join(said)
 
 
 def _allowed(total: int, graphics: Sequence[Process]) -> float:

@@ -18,15 +18,30 @@ def identity(pid: int | None = None) -> Identity:
     Raises ProcessLookupError where there is none.
     """
     pid = os.getpid() if pid is None else pid
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            # the name in brackets may hold anything, brackets too
-            fields = stream.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessLookupError(f"no process {pid}") from None
+    fields = _stat(pid)
     if fields[0] in (b"Z", b"X"):
         raise ProcessLookupError(f"process {pid} has ended")
     return {"pid": pid, "start": int(fields[19])}
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    """Whether `pid` is `ancestor`, or was started by it or by what it started, as long as those between live."""
+    while pid not in (0, ancestor):
+        try:
+            pid = int(_stat(pid)[1])
+        except ProcessLookupError:
+            return False
+    return pid == ancestor
+
+
+def _stat(pid: int) -> list[bytes]:
+    """/proc/PID/stat from its third field (the state) on."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            # the name in brackets may hold anything, brackets too
+            return stream.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"no process {pid}") from None
 
 
 def is_alive(who: Mapping[str, Any] | None) -> bool:
