@@ -38,8 +38,8 @@ def main(work: Path) -> int:
     given = dict(os.environ)
     launch: dict[str, Any] = json.loads(os.environ.pop(LAUNCH, "{}"))
     key = work.name
-    given = launch.pop("lock", None)
-    lock = locks.inherited(given) if given else store.lock(key)
+    described = launch.pop("lock", None)
+    lock = locks.inherited(described) if described else store.lock(key)
     if lock is None:
         print(f"{work}: another process makes this step", file=sys.stderr)
         return 1
@@ -60,8 +60,8 @@ def main(work: Path) -> int:
         return stopping.STOPPED
     except OutOfMemory as error:
         if again.may_fit(work, error):
-            given[LAUNCH] = json.dumps({**launch, "lock": lock, "leases": held})
-            again.begin(work, error, given, [lock, *held])
+            given[LAUNCH] = json.dumps({**launch, "lock": lock.described(), "leases": held})
+            again.begin(work, error, given, [*lock.descriptors, *held])
         return _refused(work, launch, f"{error}. {memory.ADVICE}")
     except CdpoError as error:
         return _refused(work, launch, str(error))
