@@ -1,10 +1,11 @@
 """SLURM as a batch system (`engine: slurm`): each step is one job, written and submitted by submitit.
 
 SLURM orders the jobs itself (`afterok`), so nobody needs to stay. A job carries its store and its step in its name,
-by which a later execute finds it. The worker runs as SLURM's job step (srun), which alone is warned before a time limit
-or a preemption; cdpo/engine/slurm_script.py says what happens then. The script needs nothing but the store: submitit's
-own jobs are pickles put in their place after sbatch has answered, so that a submitter killed in between would leave a
-job that cannot start.
+by which a later execute finds it. SLURM warns what runs under srun, and nothing else, before a time limit or a
+preemption; so the worker does, or where the job has several nodes its launchers (cdpo/engine/ranks.py), beside which
+the worker runs as part of the script. cdpo/engine/slurm_script.py says what happens then. The script needs nothing but
+the store: submitit's own jobs are pickles put in their place after sbatch has answered, so that a submitter killed in
+between would leave a job that cannot start.
 """
 
 import contextlib
@@ -137,7 +138,8 @@ class Slurm:
             "stderr_to_stdout": True,
             "setup": setup(params.setup),
             "teardown": teardown(),
-            # what srun, since SLURM 22.05 or ever, does not take over from sbatch
+            "use_srun": wanted.nodes == 1,
+            # srun does not take these over from sbatch, the cores since SLURM 22.05
             "srun_args": [f"--cpus-per-task={cpus}", "--open-mode=append"],
         }
         return {**found, "additional_parameters": {name: value for name, value in more.items() if value is not False}}

@@ -1,8 +1,8 @@
-"""A real SLURM of one node on 127.0.0.1, in a folder: munged with a key of its own, slurmctld and slurmd.
+"""A real SLURM on 127.0.0.1, in a folder: munged with a key of its own, slurmctld, and a slurmd for each node.
 
-The daemons stay in the foreground of processes that belong to whoever started them, so that they are stopped by pid.
-There is no accounting, as on many small clusters: a job that ended is forgotten after MinJobAge seconds. Needs root,
-because slurmd starts jobs; `sh tests/engine/system_deps.sh` installs the packages.
+All nodes are this machine. The daemons stay in the foreground, as children of whoever started them, and are stopped by
+pid. There is no accounting, as on many small clusters. Needs root, because slurmd starts jobs; `make system-deps`
+installs the packages. Two partitions share the nodes: a job of `high` preempts those of `low`.
 """
 
 import os
@@ -11,30 +11,29 @@ import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 #: Debian's daemons are not on every user's PATH
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
-#: enough that two jobs of one core run at once wherever this runs: nothing binds them to real cores
+#: of each node: two jobs of one core run at once, however many cores there are, for nothing binds them
 CPUS = 2
 
 CONFIGURATION = """
 ClusterName=cdpo
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={node}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CryptoType=crypto/munge
 SlurmUser=root
 SlurmdUser=root
+SlurmdParameters=config_overrides
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -47,12 +46,12 @@ SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,requeue_delay=0
-MinJobAge={min_job_age}
+SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0
+MinJobAge=300
 KillWait=10
 InactiveLimit=0
 BatchStartTimeout=10
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=2000 State=UNKNOWN
+{nodes}
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO PriorityTier=1
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=NO PriorityTier=10
 """
@@ -69,24 +68,22 @@ def missing():
 
 
 class Cluster:
-    def __init__(self, folder, min_job_age=300):
+    def __init__(self, folder, nodes=1):
         self.folder = folder
+        self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
         self.configuration = folder / "slurm.conf"
         self._daemons = {}
-        for name in ("state", "spool"):
-            (folder / name).mkdir(parents=True)
-        # munged refuses a folder that others may write to, or a socket that they cannot reach
+        (folder / "state").mkdir(parents=True)
+        # munged refuses a folder that others may write to
         folder.chmod(0o755)
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o400)
-        text = CONFIGURATION.format(
-            host=socket.gethostname().partition(".")[0],
-            controller=_free_port(),
-            node=_free_port(),
-            folder=folder,
-            cpus=CPUS,
-            min_job_age=min_job_age,
-        )
+        host = socket.gethostname().partition(".")[0]
+        nodes = [
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={_free_port()} CPUs={CPUS} RealMemory=2000"
+            for name in self.nodes
+        ]
+        text = CONFIGURATION.format(host=host, controller=_free_port(), folder=folder, nodes="\n".join(nodes))
         self.configuration.write_text(text)
 
     @property
@@ -101,8 +98,10 @@ class Cluster:
         self._daemon("munged", *munge)
         self._until("munged", lambda: (folder / "munge.socket").exists())
         self.start_controller()
-        self._daemon("slurmd", "-D", "-f", str(self.configuration))
-        self._until("slurmd", lambda: "idle" in self.ask("sinfo", "--noheader", "-o", "%T"))
+        for name in self.nodes:
+            self._daemon("slurmd", "-D", "-N", name, "-f", str(self.configuration), called=f"slurmd-{name}")
+        idle = ["idle"] * len(self.nodes)
+        self._until("slurmd-node1", lambda: self.ask("sinfo", "-hN", "-plow", "-o%T").split() == idle)
 
     def start_controller(self):
         self._daemon("slurmctld", "-D", "-i", "-f", str(self.configuration))
@@ -113,11 +112,9 @@ class Cluster:
 
     def stop(self):
         if "slurmctld" in self._daemons:
-            self.ask("scancel", "--full", "--signal=KILL", "--user=root")
-            self._settle()
-        for name in ("slurmd", "slurmctld", "munged"):
-            if name in self._daemons:
-                self._end(self._daemons.pop(name))
+            self.clear()
+        while self._daemons:
+            self._end(self._daemons.popitem()[1])
 
     def ask(self, *words, check=False):
         """What a command of SLURM prints."""
@@ -130,9 +127,18 @@ class Cluster:
         """Ids and states of the jobs that wait or run."""
         return dict(line.split() for line in self.ask("squeue", "--noheader", "-o", "%i %T").splitlines())
 
-    def _daemon(self, name, *words):
+    def clear(self, seconds=20):
+        """End every job, and wait until none is left."""
+        limit = time.monotonic() + seconds
+        while self.jobs() and time.monotonic() < limit:
+            self.ask("scancel", *self.jobs())
+            self.ask("scancel", "--full", "--signal=KILL", *self.jobs())
+            time.sleep(0.2)
+
+    def _daemon(self, program, *words, called=None):
+        name = called or program
         with open(self.folder / f"{name}.out", "ab") as log:
-            path = shutil.which(name, path=PATH)
+            path = shutil.which(program, path=PATH)
             environment = {**os.environ, **self.environment}
             self._daemons[name] = subprocess.Popen(
                 [path, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
@@ -148,13 +154,6 @@ class Cluster:
                 self.stop()
                 raise RuntimeError(f"{name} did not start:\n{said}")
             time.sleep(0.1)
-
-    def _settle(self, seconds=15):
-        """Wait until no job is left, so that slurmd leaves no process behind."""
-        limit = time.monotonic() + seconds
-        while self.jobs() and time.monotonic() < limit:
-            self.ask("scancel", "--full", *self.jobs())
-            time.sleep(0.2)
 
     def _end(self, process):
         process.send_signal(signal.SIGTERM)
