@@ -1,5 +1,6 @@
 """The torture test: whatever is killed, whenever, every step is made right, once, by one process at a time."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent / "engine"))
 
 from torture import Torture, at_once
 from torture_reader import judge, outputs, summary
+
+from cdpo.store import locks
 
 
 def campaign(folder, seed, kills, environment=None):
@@ -32,6 +35,15 @@ def test_a_hundred_kills(tmp_path):
     tortured = campaign(tmp_path / "tortured", 0, 100)
     assert {"supervisor", "worker"} <= set(tortured.kills)
     assert {"rank", "launcher"} & set(tortured.kills)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_where_locks_are_claims(tmp_path, monkeypatch):
+    # this process locks as the executions do
+    monkeypatch.setattr(locks, "has_flock", lambda folder: False)
+    folder = tmp_path / "tortured"
+    without_flock = [{"event": "fcntl.flock", "below": str(folder / "store"), "error": "ENOLCK"}]
+    campaign(folder, 2, 100, {"FAULTS": json.dumps(without_flock)})
 
 
 @pytest.mark.slow

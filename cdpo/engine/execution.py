@@ -120,18 +120,19 @@ class Execution:
         for key in chosen.evicted:
             self.reporter.emit("note", key, text="its weights were evicted and a step needs them, so it is made again")
         here = set(self.store.working())
-        for key in here & chosen.cached.keys():
+        for key in (here | self.store.locked()) & chosen.cached.keys():
             self._sweep(key)
         self.worked = here & set(chosen.todo)
         if chosen.todo:
             self.remains.look_for_earlier()
 
     def _sweep(self, key: str) -> None:
-        """Remove what is left of a work folder whose step is finished: its worker was killed while tidying."""
-        lock = self.store.lock(key)
-        if lock is not None:
-            shutil.rmtree(self.store.work(key), ignore_errors=True)
-            self.store.unlock(key, lock)
+        """Remove what is left of the work on a finished step: its worker was killed while tidying."""
+        # in a read-only store it may stay
+        with contextlib.suppress(OSError):
+            lock = self.store.lock(key)
+            if lock is not None:
+                self._sweep_locked(key, lock)
 
     # starting
 

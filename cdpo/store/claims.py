@@ -9,8 +9,8 @@ Everything here rests on `rename`, which every network file system does at once 
 - it is given up by removing the entry.
 
 Nothing ends a claim by itself. On the machine of its owner it is seen to be stale once that process, and all of its
-session, are gone. From another machine nobody can see that: there a claim is held until its owner gives it up, until the
-batch system says that the owner's job is over (`release`), or until the user removes the folder.
+session, are gone. From another machine nobody can see that: there a claim is held until its owner gives it up, until
+the batch system says that the owner's job is over (`release`), or until the user removes the folder.
 """
 
 import contextlib

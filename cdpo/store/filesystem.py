@@ -9,13 +9,14 @@ from pathlib import Path
 
 #: file systems that several machines mount, by the kernel's name. Where they have flock at all, a mount option, a
 #: restarted server or an old version makes it hold on one machine only, and nothing tells.
-NETWORK = frozenset(
-    ["9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "virtiofs", "wekafs"]
+NETWORK = (
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "coda", "ncpfs", "virtiofs"),
+    *("lustre", "gpfs", "beegfs", "ceph", "glusterfs", "orangefs", "pvfs2", "panfs", "wekafs", "acfs", "gfs2", "ocfs2"),
 )
 #: programs that serve a local disk through FUSE; all others may be serving anything
-LOCAL_FUSE = frozenset(("fuseblk", "fuse.fuse-overlayfs"))
+LOCAL_FUSE = ("fuseblk", "fuse.fuse-overlayfs")
 #: how a file system says that it has no flock
-WITHOUT = frozenset((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL))
+WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def kind(path: Path, mounts: str = "/proc/self/mountinfo") -> str:

@@ -137,6 +137,12 @@ class Store:
         """Keys that have a work folder: running, interrupted or failed."""
         return [path.name for path in _folders(self.root / "work") if not path.name.startswith(".")]
 
+    def locked(self) -> set[str]:
+        """Keys whose lock somebody holds, or was killed with."""
+        with contextlib.suppress(FileNotFoundError):
+            return {name.removesuffix(".lock") for name in os.listdir(self.root / "locks") if name.endswith(".lock")}
+        return set()
+
     def lock_path(self, key: str) -> Path:
         """Held by the worker that makes the step."""
         return self.root / "locks" / f"{key}.lock"

@@ -266,3 +266,14 @@ def test_inputs_that_cdpo_makes_itself_are_made_in_the_work_folder(bench):
     manifest = read_json(bench.store.find(step.key) / "manifest.json")
     assert manifest["inputs"] == step.inputs
     assert "config.json" in manifest["summary"]["listed"]
+
+
+def test_what_a_worker_left_that_was_killed_while_tidying_is_removed(bench):
+    plan = bench.plan({"a": [], "b": []})
+    assert bench.run()[0] == 0
+    with_work, with_lock = plan.steps
+    bench.store.work(with_work).mkdir()
+    bench.store.lock(with_lock).release()
+    assert bench.run()[0] == 0
+    assert bench.store.working() == []
+    assert list(bench.store.locks.iterdir()) == []
