@@ -12,9 +12,10 @@ from typing import Any
 
 from cdpo import memory, stopping
 from cdpo.engine import stall
+from cdpo.engine.node import LAUNCHER
 from cdpo.engine.process import die_with_parent
 from cdpo.engine.program import load_run
-from cdpo.engine.ranks import FIRST, LAUNCHER, RANK_FAILURE, RESULT
+from cdpo.engine.ranks import FIRST, RANK_FAILURE, RESULT
 from cdpo.errors import CdpoError, OutOfMemory, StepError
 from cdpo.files import read_json, write_json
 from cdpo.step import Device, Step
@@ -75,6 +76,8 @@ def check(device: Device) -> None:
             f"devices.yaml asks for {device.processes} processes and the launcher started {world}; "
             "correct `processes` or the accelerate_config, which must agree"
         )
+    if device.kind == "cuda":
+        _check_gpus()
     state = _process_state(device)
     kind = state.distributed_type.value
     # accelerate itself changes MULTI_GPU to FSDP only when an Accelerator is made, by the same rule
@@ -84,6 +87,18 @@ def check(device: Device) -> None:
         raise StepError(
             f"devices.yaml asks for {device.distributed_type} on {device.processes} processes, and accelerate found "
             f"{kind} on {state.num_processes}; correct `distributed_type` or the accelerate_config"
+        )
+
+
+def _check_gpus() -> None:
+    """Raise StepError unless each rank of this node has a GPU: accelerate would let several share one."""
+    import torch
+
+    here, ranks = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if here < ranks:
+        raise StepError(
+            f"{here} GPUs can be seen on this node, for {ranks} processes: lower `processes` in devices.yaml, or have "
+            "the batch system give each node as many"
         )
 
 

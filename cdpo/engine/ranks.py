@@ -1,47 +1,46 @@
-"""A step of several processes, from its worker's side: starts the launcher, waits, and reads what rank 0 left.
+"""A step of several processes, from its worker's side: has them started, waits, and reads what rank 0 left.
 
-A worker that is told to stop tells the ranks, which may then write a checkpoint. The launcher hears nothing of it: it
-would give them half a minute, and give up on a second signal.
+A worker that is told to stop tells the ranks, which may then write a checkpoint.
 """
 
-import contextlib
+import importlib.util
 import os
-import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from cdpo.engine import node
 from cdpo.engine.process import die_with_parent
 from cdpo.errors import OutOfMemory, StepError
 from cdpo.files import read_json
 from cdpo.step import Device
 from cdpo.stopping import Stopped
 
-#: the launcher's pid: a rank whose parent is another has lost it
-LAUNCHER = "CDPO_LAUNCHER"
 RESULT = "result.json"
 RANK_FAILURE = "rank-failure.json"
 #: made by the rank that fails first, which alone reports
 FIRST = "rank-failure.first"
-#: seconds that ranks have to end after SIGTERM before they are killed: to finish a step and write a checkpoint
-GRACE = 600.0
 
 
 def run(work: Path, device: Device) -> dict[str, Any]:
     """Run the step of `work` on `device.processes` ranks; returns rank 0's summary.
 
-    Raises StepError (OutOfMemory too) where any rank failed, Stopped where they were told to stop. The launcher dies
-    with this process, and each rank with the launcher.
+    Raises StepError (OutOfMemory too) where any rank failed, Stopped where they were told to stop. Launchers die with
+    this process, and each rank with its launcher.
     """
+    if device.distributed_type == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise StepError(
+            f"{device.accelerate_config} asks for DeepSpeed, which is not installed: pip install 'cdpo[deepspeed]'"
+        )
     for name in (RESULT, RANK_FAILURE, FIRST):
         (work / name).unlink(missing_ok=True)
-    # env is not passed: the child's own environment, with what `_child` adds to it, goes on to the ranks
-    launcher = subprocess.Popen(_command(work, device), stdin=subprocess.DEVNULL, preexec_fn=_child)
+    launcher = node.start(work, device) if device.nodes == 1 else _start_on_nodes(work, device)
     try:
         code = launcher.wait()
     except Stopped:
-        _stop_ranks(launcher)
+        node.stop(launcher) if device.nodes == 1 else _stop_on_nodes(launcher)
         # unless they were done with it
         if not (work / RESULT).exists():
             raise
@@ -64,45 +63,40 @@ def run(work: Path, device: Device) -> dict[str, Any]:
     return summary
 
 
-def _stop_ranks(launcher: subprocess.Popen[bytes]) -> None:
-    """Have the ranks stop, and wait for them; those that do not are killed with the launcher."""
-    for rank in _children(launcher.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(rank, signal.SIGTERM)
+def srun(work: Path, device: Device) -> list[str]:
+    """The command that starts one launcher on each node of this job, which knows the nodes and what each may use."""
+    nodes = str(device.nodes)
+    words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    # the worker itself is a step of the job and holds all of it; a launcher that dies takes the others with it
+    words += ["--overlap", "--kill-on-bad-exit=1", "--cpu-bind=none", "--input=none"]
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        words.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
+    return [*words, sys.executable, "-P", "-m", "cdpo.engine.node", str(work)]
+
+
+def _start_on_nodes(work: Path, device: Device) -> "subprocess.Popen[bytes]":
+    if "SLURM_JOB_ID" not in os.environ:
+        raise StepError(f"a step of {device.nodes} nodes is started by SLURM only: `engine: slurm` in devices.yaml")
+    environment = {**os.environ, node.PORT: str(_free_port())}
+    if device.kind == "cuda":
+        # these are the GPUs of this node; SLURM says on each which are its own
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
+    # if this process dies SLURM ends its job, and with that all nodes
+    return subprocess.Popen(srun(work, device), stdin=subprocess.DEVNULL, env=environment, preexec_fn=die_with_parent)
+
+
+def _stop_on_nodes(launchers: "subprocess.Popen[bytes]") -> None:
+    """srun passes the signal on to each node."""
+    launchers.terminate()
     try:
-        launcher.wait(GRACE)
+        launchers.wait(node.GRACE)
     except subprocess.TimeoutExpired:
-        launcher.kill()
+        launchers.kill()
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if entry.isdigit():
-                text = Path(f"/proc/{entry}/stat").read_bytes()
-                # the name in brackets may hold anything, brackets too
-                if int(text.rpartition(b")")[2].split()[1]) == pid:
-                    found.append(int(entry))
-    return found
-
-
-def _command(work: Path, device: Device) -> list[str]:
-    count = str(device.processes)
-    if device.accelerate_config is not None:
-        launch = ["accelerate.commands.launch", "--config_file", device.accelerate_config, "--num_processes", count]
-        launch += ["--num_machines", "1", "--main_process_port", "0"]
-        rank = ["-m", "cdpo.engine.rank", str(work)]
-    else:
-        launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", count]
-        rank = ["-m", "cdpo.engine.rank", str(work)]
-    return [sys.executable, "-m", *launch, *rank]
-
-
-def _child() -> None:
-    """Between fork and exec of the launcher."""
-    die_with_parent()
-    os.environ[LAUNCHER] = str(os.getpid())
-    # torchrun and accelerate leave SIGTERM, which they would handle, as it is: ignored
-    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _free_port() -> int:
+    """A port that nobody on this machine, the first of the nodes, listens at."""
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        port: int = listening.getsockname()[1]
+        return port

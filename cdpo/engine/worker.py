@@ -105,7 +105,7 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
     silence = (step.device.watchdog or {}).get("stall_minutes")
     with stall.watched(work, silence, lambda reason: _failed(work, launch, 1, reason)):
         _build(work, described)
-        if step.device.processes > 1:
+        if step.device.processes > 1 or step.device.accelerate_config is not None:
             from cdpo.engine import ranks
 
             summary = ranks.run(work, step.device)

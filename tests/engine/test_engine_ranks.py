@@ -100,10 +100,17 @@ def test_ctrl_c_ends_all_ranks(bench):
 @pytest.mark.slow
 def test_another_kind_of_parallelism_is_found_out(bench):
     bench.plan({"a": []})
-    devices = {"pipelines": {"TRIVIAL": {"processes": 2, "distributed_type": "FSDP"}}}
+    devices = {"pipelines": {"TRIVIAL": {"processes": 2, "distributed_type": "MULTI_GPU"}}}
     code, events = bench.run(devices=devices)
     assert code == 1
-    assert "asks for FSDP on 2 processes, and accelerate found MULTI_CPU" in of_kind(events, "step_failed")[0]["reason"]
+    reason = of_kind(events, "step_failed")[0]["reason"]
+    assert "asks for MULTI_GPU on 2 processes, and accelerate found MULTI_CPU" in reason
+
+
+def test_fsdp_is_refused_on_a_cpu():
+    # accelerate would run plain data parallelism, without a word
+    with pytest.raises(StepError, match="FSDP needs GPUs"):
+        rank.check(Device(processes=2, distributed_type="FSDP", fsdp_version=2))
 
 
 @pytest.mark.slow
