@@ -7,15 +7,14 @@ system second: a published folder is the truth.
 """
 
 import contextlib
-import hashlib
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cdpo.engine import job
+from cdpo.engine.backend import Backend, JobState, Unreachable
 from cdpo.engine.display import Display, Silent
 from cdpo.engine.eta import Estimate
 from cdpo.engine.outcome import Outcome
@@ -24,61 +23,12 @@ from cdpo.engine.reporter import Reporter
 from cdpo.engine.selection import Selection, select
 from cdpo.engine.signals import Signals
 from cdpo.engine.watch import Follower, failure, proc, tail
-from cdpo.errors import CdpoError
 from cdpo.files import write_json
 from cdpo.store import Store, locks
 
 if TYPE_CHECKING:
     from cdpo.config.devices import Devices
-    from cdpo.plan.graph import Plan, PlannedStep
-
-
-class Unreachable(CdpoError):
-    """The batch system does not answer; it may later, and its jobs run meanwhile."""
-
-
-@dataclass(frozen=True)
-class JobState:
-    """What the batch system says of a job.
-
-    `waiting` (for its parents, for a place, to be started again), `running`, `ended` (well or not), or `unknown`: it
-    was forgotten, as systems without accounting do soon after the end.
-    """
-
-    kind: Literal["waiting", "running", "ended", "unknown"]
-    #: why it waits, or how it ended
-    reason: str = ""
-    #: what the batch system wrote of the job
-    log: Path | None = None
-    #: it can never start, because a parent ended badly
-    orphaned: bool = False
-
-
-class Backend(Protocol):
-    """A batch system, for the steps of one store."""
-
-    #: seconds between two questions
-    poll_seconds: float
-
-    def living(self) -> dict[str, str]:
-        """Step key -> id of the job that waits or runs for it. Raises Unreachable."""
-
-    def submit(self, step: "PlannedStep", command: Sequence[str], after: Sequence[str]) -> str:
-        """Queue `command`, to be started once the jobs `after` have ended well; the job's id.
-
-        Raises Unreachable, or UsageError where the batch system refuses the job for good.
-        """
-
-    def look(self, ids: Sequence[str]) -> dict[str, JobState]:
-        """The state of each job. Raises Unreachable."""
-
-    def cancel(self, ids: Sequence[str]) -> None:
-        """End these jobs, wherever they are. Raises Unreachable."""
-
-
-def mark(store: Store) -> str:
-    """What tells the jobs of one store from those of another."""
-    return hashlib.sha256(os.path.realpath(store.root).encode()).hexdigest()[:12]
+    from cdpo.plan.graph import Plan
 
 
 @dataclass
@@ -150,12 +100,8 @@ class BatchExecution:
         return self.outcome
 
     def _submit(self) -> None:
-        """Queue the steps that nobody makes, parents first; two executions do so one after the other."""
-        self.store.locks  # noqa: B018  (makes the folder)
-        turn = locks.acquire(self.store.root / "locks" / "submit.lock", wait=True)
-        assert turn is not None
-        try:
-            living = self.backend.living()
+        """Queue the steps that nobody makes, parents first."""
+        with self._turn() as living:
             for key in self.selection.todo:
                 if self.signals.stops:
                     return
@@ -167,6 +113,15 @@ class BatchExecution:
                     self._done(key, path)
                 else:
                     self._queue(key)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[dict[str, str]]:
+        """The jobs that live; entered by one execution after the other, so that none is submitted twice."""
+        self.store.locks  # noqa: B018  (makes the folder)
+        turn = locks.acquire(self.store.root / "locks" / "submit.lock", wait=True)
+        assert turn is not None
+        try:
+            yield self.backend.living()
         finally:
             turn.release(remove=True)
 
@@ -230,13 +185,18 @@ class BatchExecution:
     def _ask(self) -> None:
         """Ask the batch system of the jobs; one that is over without a published step has failed."""
         try:
-            states = self.backend.look([each.id for each in self.watched.values()])
+            self._judge(self.backend.look([each.id for each in self.watched.values()]))
+            self.unreachable = False
         except Unreachable as error:
-            if not self.unreachable:
-                self.reporter.emit("note", text=f"{error}; the jobs go on, and it is asked again")
-            self.unreachable = True
-            return
-        self.unreachable = False
+            self._tell(error)
+
+    def _tell(self, error: Unreachable) -> None:
+        """Say once that the batch system does not answer."""
+        if not self.unreachable:
+            self.reporter.emit("note", text=f"{error}; the jobs go on, and it is asked again")
+        self.unreachable = True
+
+    def _judge(self, states: Mapping[str, JobState]) -> None:
         over = []
         for key, each in self.watched.items():
             state = states.get(each.id, JobState("unknown"))
@@ -255,9 +215,13 @@ class BatchExecution:
         """A job that is over, or never starts, and whose step is not published."""
         each = self.watched[key]
         if each.state.orphaned:
-            # a parent's job of an earlier execute ended badly; what this one sees fail, `_failed` blocks what is below
-            self.backend.cancel([each.id])
-            self._queue(key)
+            # such as a job whose parent's failed under an earlier execute; what this one sees fail blocks what is below
+            with self._turn() as living:
+                if living.get(key, each.id) == each.id:
+                    self._queue(key)
+                    self._cancel([each.id])
+                else:
+                    self._watch_job(key, living[key], found=True)
             return
         del self.watched[key]
         step = self.plan.steps[key]
@@ -288,13 +252,18 @@ class BatchExecution:
         self.estimate.ended(key)
         self.reporter.emit("step_failed", key, reason=record["reason"], log=record["log"], tail=record["tail"])
         below = self._below(key)
-        self.backend.cancel([self.watched.pop(child).id for child in below])
         for child in below:
             self.outcome.blocked[child] = self.plan.steps[key].label
             self.reporter.emit("step_blocked", child, by=self.plan.steps[key].label)
-        if self.fail_fast:
-            waiting = [other for other, job in self.watched.items() if job.state.kind == "waiting"]
-            self.backend.cancel([self.watched.pop(other).id for other in waiting])
+        waiting = [other for other, job in self.watched.items() if job.state.kind == "waiting" and other not in below]
+        self._cancel([self.watched.pop(other).id for other in [*below, *(waiting if self.fail_fast else ())]])
+
+    def _cancel(self, ids: Sequence[str]) -> None:
+        """End jobs that nobody needs. Where the batch system does not answer they stay: such never start."""
+        try:
+            self.backend.cancel(ids)
+        except Unreachable as error:
+            self._tell(error)
 
     def _record(self, key: str, each: Watched) -> dict[str, Any]:
         """How it failed: what its worker said, else what the batch system says; kept as failure.json."""

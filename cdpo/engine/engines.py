@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from cdpo.engine.batch import Backend, BatchEngine
+from cdpo.engine.backend import Backend
+from cdpo.engine.batch import BatchEngine
 from cdpo.engine.display import Display
 from cdpo.engine.local import LocalEngine
 from cdpo.engine.outcome import Outcome

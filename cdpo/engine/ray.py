@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cdpo.engine.batch import JobState, Unreachable, mark
+from cdpo.engine.backend import JobState, Unreachable, mark
 from cdpo.errors import UsageError
 from cdpo.store import Store
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdpo.engine.batch import JobState, Unreachable, mark
+from cdpo.engine.backend import JobState, Unreachable, mark
 from cdpo.engine.slurm_script import setup, teardown, warning_seconds
 from cdpo.engine.slurm_state import FORGOTTEN, Listed, read_exit_code, read_sacct, read_squeue, state_of
 from cdpo.errors import CdpoError, UsageError
@@ -80,6 +80,8 @@ class Slurm:
                 break
             # it is over, or is queued again in a moment; only then SLURM tells which
             time.sleep(1)
+        # the newest of a step comes last
+        jobs.sort(key=lambda job: int(job.id))
         return {job.key: job.id for job in jobs if state_of(job.state, job.reason).kind in ("waiting", "running")}
 
     def submit(self, step: "PlannedStep", command: Sequence[str], after: Sequence[str]) -> str:
