@@ -1,8 +1,9 @@
-"""What a trivial step costs: CPU of the execution that supervises it, of its worker, and of a bare interpreter.
+"""What a trivial step costs: CPU and memory of the execution that supervises it, CPU of its worker and of Python alone.
 
     python benchmarks/step_overhead.py [STEPS]
 
-Each step writes one file of a few bytes; the worker's figure holds its start, its locks, and publishing.
+Two steps run at once. Each writes one file of a few bytes; the worker's figure holds its start, its locks, and
+publishing.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ def main(steps: int) -> None:
     with tempfile.TemporaryDirectory() as room, open(os.devnull, "w", encoding="utf-8") as nowhere:
         (Path(room) / "trivial.py").write_text(PIPELINE)
         modules = {"TRIVIAL": f"{room}/trivial.py"}
-        engine = LocalEngine(Store(Path(room) / "store"), Devices(gpus=[]), Plain(nowhere), modules)
+        engine = LocalEngine(Store(Path(room) / "store"), Devices(gpus=[], cpu_workers=2), Plain(nowhere), modules)
         mine, theirs, began = cpu(resource.RUSAGE_SELF), cpu(resource.RUSAGE_CHILDREN), time.perf_counter()
         assert engine.run(plan).exit_code == 0
         mine, theirs = cpu(resource.RUSAGE_SELF) - mine, cpu(resource.RUSAGE_CHILDREN) - theirs
@@ -59,6 +60,8 @@ def main(steps: int) -> None:
         ("supervisor CPU, all cached", again),
     ):
         print(f"{name:<28}{1000 * seconds / steps:8.2f} ms per step")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{'supervisor memory, peak':<28}{peak:8.1f} MiB")
 
 
 if __name__ == "__main__":
