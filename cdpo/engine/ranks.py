@@ -67,7 +67,7 @@ def srun(work: Path, device: Device) -> list[str]:
     """The command that starts one launcher on each node of this job, which knows the nodes and what each may use."""
     nodes = str(device.nodes)
     words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    # the worker itself is a step of the job and holds all of it; a launcher that dies takes the others with it
+    # a launcher that dies takes the others with it
     words += ["--overlap", "--kill-on-bad-exit=1", "--cpu-bind=none", "--input=none"]
     if "SLURM_CPUS_PER_TASK" in os.environ:
         words.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
@@ -86,8 +86,8 @@ def _start_on_nodes(work: Path, device: Device) -> "subprocess.Popen[bytes]":
 
 
 def _stop_on_nodes(launchers: "subprocess.Popen[bytes]") -> None:
-    """srun passes the signal on to each node."""
-    launchers.terminate()
+    """Have SLURM tell the launchers and ranks of all nodes; srun itself, if told to stop, has them killed."""
+    subprocess.run(["scancel", "--signal=TERM", os.environ["SLURM_JOB_ID"]], check=False)
     try:
         launchers.wait(node.GRACE)
     except subprocess.TimeoutExpired:

@@ -26,7 +26,9 @@ def warning_seconds(minutes: int | None) -> int:
 def setup(lines: Sequence[str]) -> list[str]:
     """The lines before the worker: the user's own, and where the submitter finds its modules."""
     path = os.environ.get("PYTHONPATH")
-    return [*lines, *([] if path is None else [f"export PYTHONPATH={shlex.quote(path)}"])]
+    exports = [] if path is None else [f"export PYTHONPATH={shlex.quote(path)}"]
+    # where SLURM ends the job it signals the script too, which must stay as long as its worker does
+    return [*lines, *exports, "trap : TERM"]
 
 
 def teardown() -> list[str]:
