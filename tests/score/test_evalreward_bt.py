@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cdpo.pipelines.evalreward_bt import run
+from killing import kill_after
 from scipy.optimize import minimize_scalar
 from test_score_reward import policy_folder, reward_folder, write_reward_model  # noqa: F401 (fixtures)
 
@@ -47,7 +48,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def label(tmp_path: Path, data: Path, reward_folder: Path) -> Callable[..., Step]:  # noqa: F811
-    """Runs the step, and returns it; `plugin` names one of PLUGINS in place of the reward model."""
+    """Runs the step, and returns it; `plugin` names one of PLUGINS in place of the reward model.
+
+    With `begun` an attempt before was killed after so many scores, and left `torn` behind them.
+    """
     (tmp_path / "my.py").write_text(PLUGINS)
 
     def make_step(
@@ -56,7 +60,8 @@ def label(tmp_path: Path, data: Path, reward_folder: Path) -> Callable[..., Step
         reward: Path = reward_folder,
         plugin: str | None = None,
         micro_batch: int | None = None,
-        journal: bytes = b"",
+        begun: int = 0,
+        torn: bytes = b"",
         **params: Any,
     ) -> Step:
         inputs = {"data": str(source)}
@@ -64,9 +69,10 @@ def label(tmp_path: Path, data: Path, reward_folder: Path) -> Callable[..., Step
         device = Device(micro_batch=micro_batch)
         step = Step("EVALREWARD_BT", "0" * 64, name, params, inputs, None, device, tmp_path / name)
         step.out.mkdir(parents=True)
-        if journal:
-            step.checkpoints.mkdir()
-            (step.checkpoints / "scores.jsonl").write_bytes(journal)
+        if begun:
+            kill_after(begun, run, step)
+            with open(step.checkpoints / "scores.jsonl", "ab") as stream:
+                stream.write(torn)
         run(step)
         return step
 
@@ -243,10 +249,11 @@ def test_fault_7_the_labels_of_a_row_depend_on_no_other_row(label, data, tmp_pat
 
 
 def test_a_step_goes_on_where_it_was_killed(label):
+    """A real process, and a last line that its writer did not finish."""
     whole = label("whole", micro_batch=4)
     lines = (whole.checkpoints / "scores.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 2 * (TRAIN + TUNE + EVAL)
-    step = label("rest", micro_batch=4, journal=b"".join(lines[:21]) + lines[21][:9])
+    step = label("rest", micro_batch=4, begun=21, torn=lines[21][:9])
     assert "going on after 21 of 72 scores" in notes(step)
     for split in ("train", "tune", "eval"):
         assert (step.out / f"{split}.parquet").read_bytes() == (whole.out / f"{split}.parquet").read_bytes()

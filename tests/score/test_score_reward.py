@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from cdpo.pipelines.evalreward import run
+from killing import kill_after
 
 from cdpo.data.messages import assistant
 from cdpo.data.playground import best, gold, make
@@ -162,15 +163,19 @@ def test_wins_and_ties():
 
 
 def test_a_step_goes_on_where_it_was_killed(score_step):
+    """A real process, and a last line that its writer did not finish."""
     first = score_step("first", micro_batch=4)
     whole = scores(first)
-    step = score_step("second", micro_batch=4)
-    step.checkpoints.mkdir()
     lines = (first.checkpoints / "scores.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 2 * ROWS
-    (step.checkpoints / "scores.jsonl").write_bytes(b"".join(lines[:25]) + lines[25][:10])
+    step = score_step("second", micro_batch=4)
+    kill_after(25, run, step)
+    journal = step.checkpoints / "scores.jsonl"
+    assert journal.read_bytes() == b"".join(lines[:25])
+    with open(journal, "ab") as stream:
+        stream.write(lines[25][:10])
     pd.testing.assert_frame_equal(scores(step), whole)
-    assert (step.checkpoints / "scores.jsonl").read_bytes().splitlines(keepends=True)[:25] == lines[:25]
+    assert journal.read_bytes() == b"".join(lines)
 
 
 def test_gold_beside_and_without_a_reward_model(score_step, answered):
