@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cdpo.engine.backend import JobState, Unreachable, mark
+from cdpo.engine.ray_driver import TOKEN
 from cdpo.errors import UsageError
 from cdpo.store import Store
 
@@ -33,10 +34,8 @@ JOIN = 60.0
 ANSWER = 40.0
 #: seconds for a connection to the head's port
 KNOCK = 5.0
-LOST = JobState(
-    "unknown",
-    "Ray knows it no more, because its cluster or its actor was replaced; `cdpo execute` submits it again",
-)
+#: of a job that Ray no longer knows; what it had begun went down with the actor, so it is queued again
+LOST = JobState("unknown", "Ray lost it with its cluster or its actor", orphaned=True)
 
 
 class Ray:
@@ -194,8 +193,5 @@ class Driver:
         # not by seek: the process writes where this file stands
         words = os.pread(self._words.fileno(), 1 << 20, 0).decode(errors="replace")
         if "InvalidAuthToken" in words:
-            return {
-                "refused": "it wants another token; take that of its head node (`ray get-auth-token` there) as "
-                "RAY_AUTH_TOKEN, or as ~/.ray/auth_token"
-            }
+            return {"refused": TOKEN}
         return {"unreachable": "; ".join([what, *words.strip().splitlines()[-1:]])}

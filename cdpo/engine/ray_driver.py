@@ -18,6 +18,10 @@ from typing import IO, Any
 #: seconds within which the actor answers, also one that is just being started again
 ANSWER = 30.0
 NAMESPACE = "cdpo"
+TOKEN = (
+    "it wants another token; take that of its head node (`ray get-auth-token` there) as RAY_AUTH_TOKEN, or as "
+    "~/.ray/auth_token"
+)
 
 
 def main(address: str, actor: str, store: str) -> int:
@@ -50,14 +54,16 @@ def connect(address: str) -> dict[str, str]:
 
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except AuthenticationError as error:
-        return {"refused": str(error)}
+    except AuthenticationError:
+        return {"refused": TOKEN}
     except ConnectionError as error:
-        if address == "auto":
+        if "InvalidAuthToken" in str(error.__cause__):
+            return {"refused": TOKEN}
+        if address == "auto" and error.__cause__ is None:
             return {"refused": "no Ray cluster runs on this machine; start one with `ray start --head`"}
         return {"unreachable": _line(error.__cause__ or error)}
     except (RuntimeError, ValueError) as error:
-        # another version of Python or Ray; no Ray node on this machine
+        # another version of Python or Ray
         return {"refused": _line(error)}
     return {"is": ray.get_runtime_context().gcs_address}
 
@@ -154,8 +160,9 @@ def answer(answers: IO[str], value: dict[str, Any]) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """Ray's message on one line."""
-    return " ".join(str(error).split())
+    """Ray's message on one line, without the traceback that some carry."""
+    text, traced, trace = str(error).partition("Traceback (most recent call last):")
+    return " ".join((text + trace.splitlines()[-1] if traced else text).split())
 
 
 if __name__ == "__main__":
