@@ -22,7 +22,9 @@ def devices_of(folder: Path, pipelines: dict[str, Any]) -> Devices:
     return read_devices(file)
 
 
-def describe(world: Any, folder: Path, pipeline: str, params: dict[str, Any], wanted: dict[str, Any], **inputs: Any) -> Path:
+def describe(
+    world: Any, folder: Path, pipeline: str, params: dict[str, Any], wanted: dict[str, Any], **inputs: Any
+) -> Path:
     """The work folder of a step on the devices `wanted` (an entry of devices.yaml's `pipelines`)."""
     step = world.step(pipeline, params, **inputs)
     step.device = devices_of(folder, {pipeline: wanted}).device(pipeline, None)
