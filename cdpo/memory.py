@@ -1,7 +1,9 @@
 """Running out of memory: how it is told from other errors, on a GPU and on a CPU, and what may be done about it."""
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from cdpo.errors import OutOfMemory
 
@@ -25,6 +27,14 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError | OSError) and any(said in str(error).lower() for said in SAID)
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's main memory, or of what a container may use of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return whole
 
 
 @contextlib.contextmanager

@@ -42,6 +42,10 @@ class Device:
     micro_batch: int | None = None
     #: the kind of parallelism asked for, by accelerate's name: NO, MULTI_CPU, MULTI_GPU, DEEPSPEED, FSDP
     distributed_type: str = "NO"
+    #: what the driver calls the GPU; None on a CPU
+    card: str | None = None
+    #: bytes of main memory that each process may use on a CPU; None where nobody said
+    memory: int | None = None
     #: settings handed on to accelerate (a file of `configs/accelerate/`), or None
     accelerate_config: str | None = None
     #: what that file asks for, by DeepSpeed's and PyTorch's numbers; None where it is not about them
@@ -73,6 +77,8 @@ class Step:
     work: Path
     #: this process's rank among `device.processes`; only rank 0 writes events and metrics
     rank: int = 0
+    #: of a probe (cdpo/train/probe.py): what is called with trainer and parameters in place of training, and ends it
+    measure: Callable[[Any, Any], None] | None = None
     _last_progress: float = field(default=0.0, repr=False)
     _last_line: float = field(default=0.0, repr=False)
 

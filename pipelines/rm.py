@@ -46,6 +46,7 @@ def run(step: Step) -> dict[str, Any]:
     from cdpo.models import load_tokenizer, set_threads
     from cdpo.train.arguments import Precision, training_arguments
     from cdpo.train.fit import fit, make_trainer
+    from cdpo.train.micro_batch import settle_micro_batch
     from cdpo.train.rows import compared_rows, read_splits
     from cdpo.train.trainable import pad_apart_from_end, trainable_reward
     from cdpo.train.trl_adapter import RewardConfig, RewardTrainer
@@ -56,6 +57,7 @@ def run(step: Step) -> dict[str, Any]:
     adapter = step.input("model_adapter") if step.has("model_adapter") else None
     tokenizer = pad_apart_from_end(load_tokenizer(step.input("model"), adapter, params.template))
     splits = read_splits(step, params, tokenizer)
+    settle_micro_batch(step, params, splits)
     rows, tune, held_out = (compared_rows(each) for each in (splits.train, splits.tune, splits.eval))
 
     trainer = make_trainer(

@@ -36,6 +36,7 @@ def run(step: Step) -> dict[str, Any]:
     from cdpo.models import load_tokenizer, set_threads
     from cdpo.train.arguments import Precision, training_arguments
     from cdpo.train.fit import fit, make_trainer
+    from cdpo.train.micro_batch import settle_micro_batch
     from cdpo.train.reporting import Samples
     from cdpo.train.rows import language_rows, read_splits
     from cdpo.train.trainable import trainable_policy
@@ -47,6 +48,7 @@ def run(step: Step) -> dict[str, Any]:
     adapter = step.input("model_adapter") if step.has("model_adapter") else None
     tokenizer = load_tokenizer(step.input("model"), adapter, params.template)
     splits = read_splits(step, params, tokenizer)
+    settle_micro_batch(step, params, splits)
     rows, tune, held_out = (language_rows(each, params.loss) for each in (splits.train, splits.tune, splits.eval))
 
     trainer = make_trainer(

@@ -14,6 +14,7 @@ from cdpo.config.problems import ConfigError, Problem, suggest
 from cdpo.config.validation import checked
 from cdpo.config.watchdog import Watchdog
 from cdpo.config.yaml_reader import Document, read_yaml
+from cdpo.memory import machine_memory
 from cdpo.pipeline import pipelines
 from cdpo.step import Device
 
@@ -93,6 +94,8 @@ class Devices(Params):
             nodes=wanted.nodes,
             threads=self._threads(wanted.processes),
             micro_batch=micro,
+            card=card,
+            memory=None if card else self._memory(wanted.processes),
             distributed_type=kind,
             accelerate_config=config,
             zero_stage=launcher.zero_stage,
@@ -100,6 +103,14 @@ class Devices(Params):
             checkpoint_seconds=60.0 * self.checkpoint_minutes,
             watchdog=self.watchdog.model_dump() if self.watchdog else None,
         )
+
+    def _memory(self, processes: int) -> int | None:
+        """Bytes of main memory for one process of a step on the CPU; None where a cluster's machine is not known."""
+        if self.engine == "local":
+            return machine_memory() // (self.workers() * processes)
+        if self.engine == "slurm" and self.slurm.memory_gib is not None:
+            return int(self.slurm.memory_gib * 2**30) // processes
+        return None
 
     def _threads(self, processes: int) -> int:
         if self.threads is not None:

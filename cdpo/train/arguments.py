@@ -8,13 +8,12 @@ import torch
 
 from cdpo.config.params import TrainingParams
 from cdpo.errors import StepError
+from cdpo.measured import micro_batch
 from cdpo.models import compute_dtype, torch_device
 from cdpo.step import Device, Step
 from cdpo.train.batches import slots
 from cdpo.train.sharded import forget_parts, refuse_unshardable
 
-#: rows that go through the model at once where devices.yaml says nothing
-MICRO_BATCH = {"cpu": 32, "cuda": 4}
 #: points of a curve, about
 LOGGED = 200
 
@@ -30,12 +29,6 @@ class Precision:
     def of(cls, step: Step, params: TrainingParams) -> "Precision":
         device = torch_device(step.device)
         return cls(compute_dtype(params.dtype, step.input("model"), device), device)
-
-
-def micro_batch(device: Device, batch_size: int) -> int:
-    """Rows that go through the model at once on one process; never more than its part of the global batch."""
-    asked = device.micro_batch or MICRO_BATCH.get(device.kind, 4)
-    return device.fewer(min(asked, -(-batch_size // device.processes)))
 
 
 def training_arguments(

@@ -44,6 +44,8 @@ def make_trainer(
     )
     obey(made, step.device, Precision.of(step, params).compute)
     made.use_rows(rows, tune, batch_size=params.batch_size, seed=step.seed_for("order of rows"))
+    if step.measure is not None:
+        step.measure(made, params)
     # one rank draws samples, and where weights are in parts it cannot alone
     add_callbacks(made, step, params, None if cuts_weights(step.device) else samples)
     return made

@@ -5,17 +5,19 @@ from typing import Any
 from cdpo.config.params import TrainingParams
 from cdpo.config.preferences import PreferenceParams
 from cdpo.data.prepared import read_split
+from cdpo.measured import micro_batch
 from cdpo.memory import at_once
 from cdpo.models import load_tokenizer, set_threads
 from cdpo.sail.routes import Mixture
 from cdpo.sail.trainer import SAILConfig, SAILTrainer
 from cdpo.score.scorer import RewardScorer
 from cdpo.step import Step
-from cdpo.train.arguments import Precision, micro_batch, training_arguments
+from cdpo.train.arguments import Precision, training_arguments
 from cdpo.train.batches import Row, refuse_split
 from cdpo.train.fit import fit, make_trainer
 from cdpo.train.loss_types import COUPLED
 from cdpo.train.losses import own_loss
+from cdpo.train.micro_batch import settle_micro_batch
 from cdpo.train.reporting import Samples
 from cdpo.train.rows import read_splits
 from cdpo.train.trainable import trainable_policy
@@ -38,6 +40,7 @@ def train_preferences(step: Step, params: PreferenceParams) -> dict[str, Any]:
     tokenizer = load_tokenizer(step.input("model"), adapter, params.template)
     mixture = _mixture(params)
     splits = read_splits(step, params, tokenizer, room=getattr(params, "room", 0))
+    settle_micro_batch(step, params, splits)
     scorer = None
     if mixture.rewards:
         scorer = _load_scorer(step, params)

@@ -71,7 +71,7 @@ class Case:
                 **named,
                 "seed": 0,
                 "inputs": inputs,
-                "planned": {role: {"folder": value} for role, value in inputs.items()},
+                "planned": {role: {"folder": value, "sha256": role} for role, value in inputs.items()},
                 "device": {**asdict(self.device), **device},
             },
         )

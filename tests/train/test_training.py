@@ -10,8 +10,9 @@ import torch
 
 from cdpo.errors import StepError
 from cdpo.files import read_json_lines
+from cdpo.measured import micro_batch
 from cdpo.step import Device
-from cdpo.train.arguments import check_processes, micro_batch
+from cdpo.train.arguments import check_processes
 
 DPO = {"learning_rate": 1e-2, "beta": 0.1, "batch_size": 16, "num_train_epochs": 2.0}
 
