@@ -16,6 +16,7 @@ from typing import Any
 
 from cdpo.engine.nvml import Gpu
 from cdpo.engine.process import is_alive
+from cdpo.errors import UsageError
 
 #: not below $TMPDIR, which batch systems and users set each to their own
 LEASES = Path("/tmp/cdpo-gpu-leases")
@@ -95,15 +96,32 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 
 def lease_folder() -> Path:
-    """The place of the lock files, made writable for every user."""
+    """The place of the lock files, made writable for every user. Raises UsageError where there cannot be any."""
     folder = Path(os.environ.get(LEASES_VARIABLE, LEASES))
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        os.chmod(folder, 0o1777)
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            os.chmod(folder, 0o1777)
+    except OSError as error:
+        raise _unusable(folder, error) from None
     return folder
 
 
+def _unusable(folder: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"{folder}: no GPU can be leased there ({error}); every user must be able to write there (`chmod 1777`), or "
+        f"name another folder, the same for everybody, in {LEASES_VARIABLE}"
+    )
+
+
 def _open_shared(path: Path) -> int:
+    try:
+        return _open_or_make(path)
+    except OSError as error:
+        raise _unusable(path.parent, error) from None
+
+
+def _open_or_make(path: Path) -> int:
     # Opening another user's file with O_CREAT is refused in a sticky folder (fs.protected_regular), so: first without.
     while True:
         try:

@@ -62,8 +62,10 @@ def list_gpus() -> list[Gpu]:
         for index in range(pynvml.nvmlDeviceGetCount()):
             card = pynvml.nvmlDeviceGetHandleByIndex(index)
             name = pynvml.nvmlDeviceGetName(card)
-            parts = [(each, _part_name(each, name)) for each in _parts(card)] if _is_cut(card) else [(card, name)]
-            found += [Gpu(index, pynvml.nvmlDeviceGetUUID(part), called) for part, called in parts]
+            parts = [(each, _part_name(each, name)) for each in _parts(card)]
+            # a card in MIG mode that is not cut yet is listed: what CUDA then says is better than a step on the CPU
+            for part, called in parts or [(card, name)]:
+                found.append(Gpu(index, pynvml.nvmlDeviceGetUUID(part), called))
     return found
 
 
@@ -83,16 +85,13 @@ def usage(gpu: Gpu) -> Usage:
         )
 
 
-def _is_cut(card: Any) -> bool:
+def _parts(card: Any) -> Iterator[Any]:
+    """The MIG devices that a card is cut into; none where it is whole."""
     import pynvml
 
     modes = _or_none(pynvml.nvmlDeviceGetMigMode, card)
-    return modes is not None and modes[0] == pynvml.NVML_DEVICE_MIG_ENABLE
-
-
-def _parts(card: Any) -> Iterator[Any]:
-    import pynvml
-
+    if modes is None or modes[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+        return
     for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
         # places that hold no MIG device are "not found"
         part = _or_none(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, card, place)

@@ -93,6 +93,15 @@ def test_a_lease_says_who_has_it():
     os.close(again)
 
 
+@pytest.mark.parametrize("place", ["file/leases", "leases"])
+def test_a_place_that_holds_no_leases_is_said(tmp_path, monkeypatch, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "leases" / "GPU-aaaa-1.lock").mkdir(parents=True)
+    monkeypatch.setenv("CDPO_GPU_LEASES", str(tmp_path / place))
+    with pytest.raises(UsageError, match=r"no GPU can be leased there .*CDPO_GPU_LEASES"):
+        leases.lease(ONE)
+
+
 def test_a_step_of_two_processes_takes_two_cards_or_none():
     pool = Slots([ONE, TWO], workers=9)
     elsewhere = leases.lease(TWO)

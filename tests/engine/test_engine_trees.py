@@ -161,12 +161,14 @@ def test_living_attempts_are_no_leftovers(bench):
 
 def test_ctrl_c_tells_the_worker_alone_and_the_rest_ends_after_it(bench):
     """A signal to the whole group would kill the loaders of a worker that is about to write its checkpoint."""
-    bench.plan({"a": []}, a={"leave": "daemon", "gate": str(bench.folder / "gate")})
+    bench.plan({"a": []}, a={"leave": "child", "gate": str(bench.folder / "gate")})
     running = bench.execute()
-    assert begun(bench)
+    assert wait_for(lambda: len(bench.workers()) == 2)
+    time.sleep(0.2)
     running.send_signal(signal.SIGINT)
     assert bench.finish(running)[0] == 130
     assert bench.none_left(0.1)
+    assert not bench.told()["told", "a"]
 
 
 def test_the_second_ctrl_c_kills_the_whole_tree(bench):

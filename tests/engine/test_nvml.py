@@ -29,6 +29,8 @@ def test_cards_and_their_mig_parts_are_listed(machine):
         Gpu(2, "MIG-eeee-5", "NVIDIA H100 PCIe MIG"),
     ]
     assert nvml.usage(list_gpus()[2]).total == 10 * GIB
+    machine.show(card("GPU-ffff-6", mig=[]))
+    assert [gpu.uuid for gpu in list_gpus()] == ["GPU-ffff-6"]
 
 
 def test_without_a_driver_there_are_no_gpus(machine, monkeypatch):

@@ -17,7 +17,7 @@ def tell(step, what):
     os.close(descriptor)
 
 
-def leave(how):
+def leave(step, how):
     """Start a process that nobody waits for: a `child`, a `daemon` in a session of its own, one that `escapes`."""
     if os.fork() != 0:
         return
@@ -25,8 +25,9 @@ def leave(how):
         os.setsid()
     if how == "escapes":
         os.execve("/bin/sleep", ["sleep", "4"], {})
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(120)
+    signal.signal(signal.SIGTERM, lambda number, frame: tell(step, "told"))
+    for _ in range(120):
+        time.sleep(1)
     os._exit(0)
 
 
@@ -39,7 +40,7 @@ def run(step):
     if params.get("refuse"):
         raise StepError(params["refuse"])
     if params.get("leave"):
-        leave(params["leave"])
+        leave(step, params["leave"])
         if params.get("gate") is None:
             raise ValueError("left a child behind")
     if params.get("exit"):
