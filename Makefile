@@ -1,9 +1,11 @@
 # make setup      .venv with everything pinned      make demo       the main job, end to end
 # make test       ruff, types, tests                make test-all   the slow tests too
+# make gpu-check  what needs a real GPU, on a machine that has one
+# make system-deps  SLURM for the tests of `engine: slurm` (Debian, as root)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint types
+.PHONY: setup system-deps demo test test-all gpu-check lint types
 setup: .venv/ready
 
 # One marker for a whole environment: it is made last, so that an interrupted installation is begun again.
@@ -11,6 +13,9 @@ setup: .venv/ready
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+system-deps:
+	sh tests/engine/system_deps.sh
 
 demo: setup
 	$(BIN)/cdpo prep
@@ -29,3 +34,6 @@ test: lint types
 
 test-all: lint types
 	$(BIN)/python -m pytest
+
+gpu-check: setup
+	$(BIN)/python -m pytest -m gpu
