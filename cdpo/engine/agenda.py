@@ -66,8 +66,8 @@ class Agenda:
         """The step was stopped by the user."""
         self.estimate.ended(key)
 
-    def done(self, key: str, path: Path) -> None:
-        seconds = self.store.manifest(path)["seconds"]
+    def done(self, key: str, path: Path, seconds: float) -> None:
+        """The step is finished, in the folder `path`, and took so long."""
         self.paths[key] = path
         self.outcome.done.append(key)
         self.estimate.ended(key, seconds)

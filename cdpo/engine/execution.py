@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdpo import disk
 from cdpo.engine import launch, supervisors
 from cdpo.engine.agenda import Agenda
 from cdpo.engine.display import Display
@@ -17,6 +18,7 @@ from cdpo.engine.remains import Remains
 from cdpo.engine.reporter import Reporter
 from cdpo.engine.running import Adopted, Running
 from cdpo.engine.selection import Selection
+from cdpo.engine.sight import Sight
 from cdpo.engine.signals import Signals
 from cdpo.engine.slots import Place, Slots
 from cdpo.engine.watch import failure, proc
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from cdpo.config.devices import Devices
     from cdpo.plan.graph import Plan
 
+#: a finished step: its folder, and the seconds that it took
+Finished = tuple[Path, float]
 #: seconds that workers have to stop after the first Ctrl+C
 GRACE = 15.0
 #: seconds without any GPU before that is told
@@ -57,6 +61,7 @@ class Execution:
         #: orphans whose worker died unseen, and that were started again
         self.retried: set[str] = set()
         self.remains = Remains(self.reporter)
+        self.sight = Sight(self.reporter)
         #: since when nothing runs for want of a GPU (time.monotonic); infinite once that is told
         self.idle_since: float | None = None
         self.signals = Signals()
@@ -69,11 +74,11 @@ class Execution:
         self._open()
         # where nothing is to be done nothing is written, so that a read-only store will do
         listed = supervisors.registered(self.store) if self.selection.todo else contextlib.nullcontext()
-        with self.signals, listed:
+        with self.signals, listed as self.sight.landmark:
             self._reached()
             while True:
                 self._obey()
-                if not self.closed:
+                if not self.closed and not self.sight.lost:
                     self._start_ready()
                     self._tell_what_is_waited_for()
                 if not self.running and not self.adopted and (self.closed or not self.agenda):
@@ -82,10 +87,11 @@ class Execution:
                     self._leave()
                     break
                 self.signals.wait(self.devices.poll_seconds)
-                self._reap()
-                self._follow()
-                self.remains.sweep()
-                self._listen()
+                with self.sight.looking():
+                    self._reap()
+                    self._follow()
+                    self.remains.sweep()
+                    self._listen()
                 self.reporter.tick()
         self.reporter.emit(
             "finished",
@@ -139,10 +145,14 @@ class Execution:
     def _reached(self) -> None:
         """Steps whose parents are all there: those that somebody makes already are followed, the others may start."""
         for key in self.agenda.reached():
-            if key in self.worked and self.store.is_locked(key):
-                self._adopt(key)
-            else:
-                self.agenda.add(key)
+            try:
+                if key in self.worked and self.store.is_locked(key):
+                    self._adopt(key)
+                    continue
+            except OSError:
+                # told when it is to be started
+                pass
+            self.agenda.add(key)
 
     def _start_ready(self) -> None:
         passed = []
@@ -172,16 +182,21 @@ class Execution:
             self.agenda.begun(key)
             self._failed(key, {"reason": f"its input {gone} was removed meanwhile; `cdpo execute` makes both"})
             return
-        lock = self.store.lock(key)
+        try:
+            lock, finished = self._take(key)
+        except OSError as error:
+            self.slots.give(place)
+            self.agenda.begun(key)
+            self._failed(key, {"reason": f"it cannot be started: {disk.explained(error, self.store.root) or error}"})
+            return
         if lock is None:
             self.slots.give(place)
             self._adopt(key)
             return
-        path = self._usable(key)
-        if path is not None:
+        if finished is not None:
             self.slots.give(place)
             self._sweep_locked(key, lock)
-            self._done(key, path)
+            self._done(key, *finished)
             return
         device = self.devices.device(step.pipeline, place.card)
         inputs = launch.local_inputs(step, self.store.work(key), self.agenda.paths)
@@ -191,18 +206,27 @@ class Execution:
             started = launch.start(self.store, step, inputs, module, device, place, lock)
         except OSError as error:
             self.slots.give(place)
-            self.store.unlock(key, lock)
-            self._failed(key, {"reason": f"its worker cannot be started: {error}"})
+            self._give_up(key, lock)
+            reason = disk.explained(error, self.store.root) or error
+            self._failed(key, {"reason": f"its worker cannot be started: {reason}"})
             return
         self.running[key] = started
         facts = {"attempt": started.attempt, "pid": started.worker.pid, "log": str(started.log)}
         self.reporter.emit("step_started", key, slot=place.slot, place=place.label, **facts)
 
-    def _usable(self, key: str) -> Path | None:
-        """The finished step, where another execute made it meanwhile. A damaged or evicted one is moved aside.
+    def _take(self, key: str) -> tuple[Lock | None, Finished | None]:
+        """The step's lock, or None where another has it; and the step, where that one has finished it meanwhile."""
+        lock = self.store.lock(key)
+        if lock is None:
+            return None, None
+        try:
+            return lock, self._usable(key)
+        except OSError:
+            lock.release()
+            raise
 
-        Called with the step's lock: whoever had it before may have finished the step.
-        """
+    def _usable(self, key: str) -> Finished | None:
+        """The finished step. A damaged or evicted one is moved aside. Called with the step's lock."""
         step = self.plan.steps[key]
         path = self.store.look(step.pipeline, step.name, key)
         if path is None:
@@ -213,12 +237,18 @@ class Execution:
             self.reporter.emit("note", key, text=f"the damaged step was moved to {aside}")
             return None
         # an evicted one stays in its place until its successor is published
-        needed = key in self.selection.evicted
-        return None if needed and self.store.is_evicted(path) else path
+        if key in self.selection.evicted and self.store.is_evicted(path):
+            return None
+        return path, self.store.manifest(path)["seconds"]
 
     def _sweep_locked(self, key: str, lock: Lock) -> None:
         shutil.rmtree(self.store.work(key), ignore_errors=True)
-        self.store.unlock(key, lock)
+        self._give_up(key, lock)
+
+    def _give_up(self, key: str, lock: Lock) -> None:
+        # given up it is in any case; its file may stay
+        with contextlib.suppress(OSError):
+            self.store.unlock(key, lock)
 
     def _tell_what_is_waited_for(self) -> None:
         """Say why nothing runs where all GPUs are in other hands; once for each time that it is so."""
@@ -259,10 +289,14 @@ class Execution:
             path = self.store.look(step.pipeline, step.name, key)
             each.events.moved_to(path)
             self.reporter.listen(key, each)
+            seconds = None
+            if path is not None and self.store.intact(path) is None and not self._still_evicted(key, path):
+                seconds = self.store.manifest(path)["seconds"]
+            # from here on nothing is read, so that a store that does not answer is asked all of it again
             del self.running[key]
             self.slots.give(each.place)
-            if path is not None and self.store.intact(path) is None and not self._still_evicted(key, path):
-                self._done(key, path)
+            if path is not None and seconds is not None:
+                self._done(key, path, seconds)
             elif self.signalled and code in (STOPPED, -signal.SIGTERM, -signal.SIGKILL):
                 self.agenda.interrupted(key)
             else:
@@ -288,16 +322,20 @@ class Execution:
                     text = "its worker has ended, and a process that it started still holds its lock; waiting for that"
                     self.reporter.emit("note", key, text=f"{text} ({self.store.lock_told(key)})")
                 continue
-            path = self._usable(key)
-            each.events.moved_to(path)
-            self.reporter.listen(key, each)
+            try:
+                finished = self._usable(key)
+                each.events.moved_to(finished and finished[0])
+                self.reporter.listen(key, each)
+                record = failure(each.work)
+            except OSError:
+                lock.release()
+                raise
             del self.adopted[key]
-            if path is not None:
+            if finished is not None:
                 self._sweep_locked(key, lock)
-                self._done(key, path)
+                self._done(key, *finished)
                 continue
             lock.release()
-            record = failure(each.work)
             if record is not None and not each.orphan and record["attempt"] == each.attempt:
                 self._failed(key, record, each.log)
             elif self.signalled:
@@ -318,8 +356,8 @@ class Execution:
         for key, other in list(self.adopted.items()):
             self.reporter.listen(key, other)
 
-    def _done(self, key: str, path: Path) -> None:
-        self.agenda.done(key, path)
+    def _done(self, key: str, path: Path, seconds: float) -> None:
+        self.agenda.done(key, path, seconds)
         self._reached()
 
     def _failed(self, key: str, record: dict[str, Any], log: Path | None = None) -> None:

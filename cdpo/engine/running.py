@@ -1,6 +1,7 @@
 """Workers that an execution watches: its own children, and those that another one started."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdpo import disk
 from cdpo.engine.process import Identity, is_alive, send
 from cdpo.engine.slots import Place
 from cdpo.engine.trees import Tree
@@ -40,7 +42,7 @@ class Running:
 
     def record(self, code: int) -> dict[str, Any]:
         """How it failed, completed with the end of its log and kept as failure.json."""
-        said = failure(self.work) or {"reason": _ended(code), "attempt": self.attempt}
+        said = failure(self.work) or {"reason": _ended(code, self.work), "attempt": self.attempt}
         return _keep(self.work, self.log, {"exit": code, **said})
 
 
@@ -63,7 +65,9 @@ class Adopted:
         #: since when the worker was seen to be dead, while the step's lock was held
         self._ended: float | None = None
         self._left = False
-        self.look()
+        # where the store does not answer just now, it is looked at again
+        with contextlib.suppress(OSError):
+            self.look()
 
     def look(self) -> None:
         """See who makes the step now, and whether the one who started it still watches."""
@@ -111,14 +115,17 @@ def _keep(work: Path, log: Path | None, said: dict[str, Any]) -> dict[str, Any]:
     whole = {"time": round(time.time(), 3), **said, "log": str(log), "tail": tail(log) if log else []}
     # it is shown even where the disk is full, and `status` is then told of no failure
     with contextlib.suppress(OSError):
+        os.stat(work)
         write_json(work / "failure.json", whole, durable=False)
     return whole
 
 
-def _ended(code: int) -> str:
+def _ended(code: int, work: Path) -> str:
     if code < 0:
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
     if code == 0:
         return "ended without publishing"
+    if code == disk.FAILED:
+        return f"{disk.examined(work) or f'{work}: its disk failed'}; then `cdpo execute` goes on"
     return f"ended with exit code {code}"

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cdpo.engine.process import identity, is_alive
@@ -13,15 +14,15 @@ from cdpo.store import Store
 
 
 @contextmanager
-def registered(store: Store) -> Iterator[None]:
-    """Be listed as an execution on `store`."""
+def registered(store: Store) -> Iterator[Path]:
+    """Be listed as an execution on `store`, in the file that is given."""
     living(store)
     path = store.root / "executing" / f"{socket.gethostname()}-{os.getpid()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     who = {**identity(), "host": socket.gethostname(), "folder": _folder(store)}
     write_json(path, who, durable=False)
     try:
-        yield
+        yield path
     finally:
         path.unlink(missing_ok=True)
 

@@ -2,7 +2,7 @@
 
 The worker needs nobody: it holds the step's lock (inherited from the engine, or taken here where it is started by hand
 or by a batch system), runs the pipeline and publishes. Exit codes: 0 published, 1 a CdpoError (its message is the
-reason), 3 any other error, 143 stopped by SIGTERM.
+reason), 3 any other error, 74 its disk failed it (so that it may be unable to say more), 143 stopped by SIGTERM.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from cdpo import memory, stopping
+from cdpo import disk, memory, stopping
 from cdpo.engine import again, stall
 from cdpo.engine.process import identity, user_name
 from cdpo.engine.program import load_run
@@ -45,16 +45,18 @@ def main(work: Path) -> int:
         return 1
     started = time.time()
     held = launch.pop("leases", [])
-    write_json(work / "proc.json", {**identity(), "started": round(started, 3), **launch}, durable=False)
-    _sign(held, store, work, started)
     try:
+        write_json(work / "proc.json", {**identity(), "started": round(started, 3), **launch}, durable=False)
+        _sign(held, store, work, started)
         if not publish.is_staged(work):
             _make(work, launch, started)
         path = publish.complete(store, work)
         manifest = store.manifest(path)
         done = {name: manifest[name] for name in ("key", "pipeline", "name", "seconds")}
-        store.append_event({"event": "step_done", **done, "path": str(path.relative_to(store.root))})
-        store.unlock(key, lock)
+        # finished it is in any case, also where the disk is full
+        with contextlib.suppress(OSError):
+            store.append_event({"event": "step_done", **done, "path": str(path.relative_to(store.root))})
+            store.unlock(key, lock)
         return 0
     except stopping.Stopped:
         return stopping.STOPPED
@@ -66,19 +68,25 @@ def main(work: Path) -> int:
     except CdpoError as error:
         return _refused(work, launch, str(error))
     except BaseException as error:
+        trouble = disk.explained(error, work)
+        if trouble is not None:
+            return _refused(work, launch, f"{trouble}; then `cdpo execute` goes on", disk.FAILED)
         traceback.print_exc()
         sys.stderr.flush()
         _failed(work, launch, UNEXPECTED, "".join(traceback.format_exception_only(error)).strip())
         return UNEXPECTED
 
 
-def _refused(work: Path, launch: dict[str, Any], reason: str) -> int:
+def _refused(work: Path, launch: dict[str, Any], reason: str, code: int = 1) -> int:
     """Record and tell what a user can mend; the exit code. To be called where the error is handled."""
-    _failed(work, launch, 1, reason)
-    print(reason, file=sys.stderr, flush=True)
-    if os.environ.get("CDPO_DEBUG") == "1":
-        traceback.print_exc()
-    return 1
+    # where the disk is to blame, neither may be possible; then the exit code says so
+    with contextlib.suppress(OSError):
+        _failed(work, launch, code, reason)
+    with contextlib.suppress(OSError):
+        print(reason, file=sys.stderr, flush=True)
+        if os.environ.get("CDPO_DEBUG") == "1":
+            traceback.print_exc()
+    return code
 
 
 def _sign(held: list[int], store: Store, work: Path, started: float) -> None:
@@ -147,6 +155,8 @@ def _build(work: Path, described: dict[str, Any]) -> None:
 
 def _failed(work: Path, launch: dict[str, Any], code: int, reason: str) -> None:
     record = {"exit": code, "reason": reason, "attempt": launch.get("attempt", 1), "time": round(time.time(), 3)}
+    # where the store is gone, nothing is to be made in its place
+    os.stat(work)
     write_json(work / "failure.json", record, durable=False)
 
 

@@ -59,9 +59,11 @@ class Flock:
         os.close(self.descriptor)
 
     def release(self, remove: bool = False) -> None:
-        if remove:
-            self.path.unlink(missing_ok=True)
-        os.close(self.descriptor)
+        try:
+            if remove:
+                self.path.unlink(missing_ok=True)
+        finally:
+            os.close(self.descriptor)
 
 
 def inherited(described: Mapping[str, Any]) -> Lock | None:
@@ -109,7 +111,8 @@ def is_held(path: Path) -> bool:
         if path.is_dir():
             return claims.holders(path) != []
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            # not to be written to: who may only read the store may ask too
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         except IsADirectoryError:

@@ -52,10 +52,12 @@ class Store:
     def find(self, key: str, pipeline: str | None = None) -> Path | None:
         """The folder of one finished step (the key may be cut to 12 digits), or None."""
         rooms = _folders(self.steps) if pipeline is None else [self.steps / pipeline]
+        end = f"-{short(key)}"
         for room in rooms:
-            for found, path in _keyed(room):
-                if found == short(key):
-                    return path
+            # every step that starts asks, and there may be 10,000 others: names alone, and most by their ends
+            for name in _names(room):
+                if name.endswith(end) and key_of(name) is not None:
+                    return room / name
         return None
 
     def place(self, pipeline: str, name: str, key: str) -> Path:
@@ -95,7 +97,7 @@ class Store:
             outputs = (manifest or self.manifest(path))["outputs"]
         except DamagedFile as error:
             return str(error)
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             return f"{path / publish.MANIFEST}: cannot be read ({error})"
         gone: set[str] | None = None
         for name, wanted in outputs.items():
@@ -166,8 +168,10 @@ class Store:
 
     def unlock(self, key: str, lock: Lock) -> None:
         """Give up a lock and remove its files, where this process alone holds it."""
-        locks.forget(self.alive_path(key))
-        lock.release(remove=True)
+        try:
+            locks.forget(self.alive_path(key))
+        finally:
+            lock.release(remove=True)
 
     def lock_told(self, key: str) -> str:
         """Who holds the step, as far as that can be said, and how it is freed where that has ended."""
@@ -258,11 +262,14 @@ def _folders(room: Path) -> list[Path]:
 
 
 def _keyed(room: Path) -> Iterator[tuple[str, Path]]:
+    for name in _names(room):
+        key = key_of(name)
+        if key is not None:
+            yield key, room / name
+
+
+def _names(room: Path) -> list[str]:
     try:
-        with os.scandir(room) as entries:
-            for entry in entries:
-                key = key_of(entry.name)
-                if key is not None:
-                    yield key, room / entry.name
+        return os.listdir(room)
     except FileNotFoundError:
-        return
+        return []
