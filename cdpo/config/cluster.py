@@ -19,8 +19,9 @@ class SlurmParams(Params):
     """Memory of a job on each of its nodes."""
     setup: list[str] = Field(default_factory=list)
     """Lines of shell before each worker starts: `module load cuda`, ..."""
-    options: dict[str, str | int] = Field(default_factory=dict)
-    """Further options of sbatch by their long names: `{constraint: a100, exclude: node7}`."""
+    options: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Further options of sbatch by their long names: `{constraint: a100, exclusive: true}`; `gres` and the like stand in
+    place of a GPU for each process."""
 
 
 class RayParams(Params):

@@ -63,7 +63,7 @@ def read_exit_code(text: str) -> str | None:
 def state_of(word: str, reason: str, code: str | None = None, log: Path | None = None) -> JobState:
     """What a state of SLURM, with its reason and perhaps an exit code ("137:0"), means for whoever watches."""
     said = "" if reason in ("", "None", ORPHANED) else f" ({reason})"
-    if code is not None:
+    if word == "FAILED" and code is not None:
         exited, _, signal = code.partition(":")
         said = f" (exit code {exited}{f', signal {signal}' if signal not in ('', '0') else ''})"
     if reason == ORPHANED:

@@ -127,6 +127,10 @@ class Cluster:
         """Ids and states of the jobs that wait or run."""
         return dict(line.split() for line in self.ask("squeue", "--noheader", "-o", "%i %T").splitlines())
 
+    def named(self):
+        """Ids and names of the jobs that wait or run."""
+        return dict(line.split("|") for line in self.ask("squeue", "--noheader", "-o", "%i|%j").splitlines())
+
     def clear(self, seconds=20):
         """End every job, and wait until none is left."""
         limit = time.monotonic() + seconds

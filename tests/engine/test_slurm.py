@@ -66,8 +66,7 @@ def worker(bench, name):
 
 def job_of(cluster, name):
     """Id of the living job of a step."""
-    listed = [line.split("|") for line in cluster.ask("squeue", "--noheader", "--format=%i|%j").splitlines()]
-    (id,) = [id for id, job in listed if job.startswith(f"TRIVIAL-{name}.")]
+    (id,) = [id for id, job in cluster.named().items() if job.startswith(f"TRIVIAL-{name}.")]
     return id
 
 
