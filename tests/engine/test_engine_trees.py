@@ -44,18 +44,19 @@ def begun(bench, name="a", times=1):
 
 
 def test_a_tree_is_killed_with_its_daemons_and_no_other_is(bystander):
-    family = subprocess.Popen(
-        [sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True, env={**os.environ, trees.MARK: "1:2/key/34"}
-    )
-    neighbour = subprocess.Popen(["sleep", "60"], env={**os.environ, trees.MARK: "1:2/other/34"})
+    # marks are found on the whole machine, where these tests may run twice
+    mine = f"test-{os.getpid()}/"
+    marked = {name: {**os.environ, trees.MARK: f"{mine}{name}/34"} for name in ("key", "other")}
+    family = subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True, env=marked["key"])
+    neighbour = subprocess.Popen(["sleep", "60"], env=marked["other"])
     pids = [int(family.stdout.readline()) for _ in range(3)]
-    tree = Tree("1:2/key/34")
+    tree = Tree(f"{mine}key/34")
     assert sorted(who["pid"] for who in tree.living()) == sorted(pids)
     assert sorted(who["pid"] for who in tree.kill()) == sorted(pids)
     family.wait()
     assert wait_for(lambda: not tree.kill())
     assert neighbour.poll() is None
-    assert wait_for(lambda: not Tree("1:2/").kill())
+    assert wait_for(lambda: not Tree(mine).kill())
     neighbour.wait()
     family.stdout.close()
 
