@@ -1,4 +1,4 @@
-"""What cdpo/train/trl_adapter.py relies on inside TRL. Where this fails, TRL moved: the message says what."""
+"""What cdpo/train/trl_*.py rely on inside TRL and transformers. Where this fails, they moved: the message says what."""
 
 import dataclasses
 import inspect
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers.trainer
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
@@ -55,6 +55,43 @@ RELIED_ON = (
     (Trainer, "_run_epoch", "train_dataloader = skip_first_batches(train_dataloader, steps_trained_in_current_epoch)"),
     (Trainer, "_load_from_checkpoint", "adapter_subdirs"),
     (Trainer, "_save_checkpoint", "isinstance(cb, ExportableState)"),
+    # cdpo/train/trl_resume.py: what Trainer sums between two logs, and sets to nothing before training begins
+    (Trainer, "_inner_training_loop", "self._tr_loss = torch.tensor(0.0, device=args.device)"),
+    (Trainer, "_inner_training_loop", "self._total_loss_scalar = 0.0"),
+    (Trainer, "_inner_training_loop", "self._initial_global_step = self.state.global_step"),
+    (Trainer, "_inner_training_loop", "self._globalstep_last_logged = self.state.global_step"),
+    (Trainer, "_maybe_log_save_evaluate", "nested_gather(tr_loss, self.args.parallel_mode).mean().item()"),
+    (Trainer, "_maybe_log_save_evaluate", "tr_loss -= tr_loss"),
+    (Trainer, "_maybe_log_save_evaluate", "self.control.should_save = is_new_best_metric"),
+    (Trainer, "_maybe_log_save_evaluate", "self._save_checkpoint(model, trial)"),
+    (Trainer, "_finalize_training", "self.state.global_step - self._initial_global_step"),
+    # what a checkpoint is made of, and how it is read
+    (Trainer, "_save_checkpoint", "self.save_model(output_dir, _internal_call=True)"),
+    (Trainer, "_save_checkpoint", "self._save_optimizer_and_scheduler(output_dir)"),
+    (Trainer, "_save_checkpoint", "self._save_scaler(output_dir)"),
+    (Trainer, "_save_checkpoint", "self._save_rng_state(output_dir)"),
+    (Trainer, "_save_checkpoint", "self.state.stateful_callbacks[cb_name] = cb_state"),
+    (Trainer, "_save_checkpoint", "self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))"),
+    (Trainer, "_save_rng_state", 'f"rng_state_{self.args.process_index}.pth"'),
+    (Trainer, "_determine_best_metric", "SaveStrategy.BEST]"),
+    (Trainer, "_determine_best_metric", "self.state.best_global_step = self.state.global_step"),
+    (Trainer, "_finalize_training", "self.state.best_model_checkpoint is not None and self.args.save_total_limit == 1"),
+    (Trainer, "_load_best_model", "self._issue_warnings_after_load(load_result)"),
+    (Trainer, "_init_training_state", "resume_from_checkpoint, trial\n    ) -> tuple"),
+    (Trainer, "_init_training_state", "self.state = TrainerState.load_from_json("),
+    (Trainer, "_init_training_state", "self.state.global_step % num_update_steps_per_epoch"),
+    (
+        Trainer,
+        "_inner_training_loop",
+        "max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint,",
+    ),
+    (Trainer, "_load_from_checkpoint", "load_result = model.load_state_dict(state_dict, False)"),
+    (Trainer, "_prepare_for_training", "self._load_optimizer_and_scheduler(resume_from_checkpoint)"),
+    (Trainer, "_prepare_for_training", "self._load_scaler(resume_from_checkpoint)"),
+    (Trainer, "_run_epoch", "self._load_rng_state(resume_from_checkpoint)"),
+    (Trainer, "_load_rng_state", "with safe_globals():"),
+    (Trainer, "create_optimizer", "if self.optimizer is None:"),
+    (Trainer, "create_optimizer", "return self.optimizer"),
 )
 #: how the kernel of the language-model head is called, by position
 KERNEL = (
@@ -76,7 +113,9 @@ OUTPUTS = {"loss", "log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "i
 @pytest.mark.parametrize(("cls", "method", "text"), RELIED_ON)
 def test_trl_is_as_the_adapter_expects(cls: Any, method: str, text: str) -> None:
     function = getattr(cls, method, None)
-    assert function is not None, f"TRL moved: {cls.__name__} has no {method} any more; see cdpo/train/trl_adapter.py"
+    assert function is not None, (
+        f"TRL moved: {cls.__name__} has no {method} any more; see cdpo/train/trl_adapter.py and beside it"
+    )
     assert text in inspect.getsource(function), f"TRL moved: {cls.__name__}.{method} no longer holds `{text}`"
 
 
@@ -114,6 +153,14 @@ def test_trainer_finds_the_skipping_of_batches_by_its_module() -> None:
     """It is replaced there while a training runs."""
     assert "skip_first_batches" in Trainer._run_epoch.__code__.co_names
     assert Trainer._run_epoch.__globals__ is vars(transformers.trainer)
+
+
+def test_trainer_gives_callbacks_a_state_before_and_after_a_checkpoint() -> None:
+    """A callback's state is there for one that begins, too: `Remembers` tells them apart by the steps taken."""
+    begin = inspect.getsource(Trainer._inner_training_loop)
+    assert begin.index("self._tr_loss = ") < begin.index("callback_handler.on_train_begin"), "see _RunOn in trl_resume"
+    # it would put new callbacks into the place of those that were given
+    assert not TrainingArguments("x", use_cpu=True).restore_callback_states_from_checkpoint
 
 
 def test_all_stable_losses_of_trl_are_offered() -> None:
