@@ -1,5 +1,6 @@
 """Steps of `World` as a worker makes them, in a store of their own: launched, trained, published."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 
 from cdpo.config.devices import Devices, read_devices
 from cdpo.store import Store
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
 def devices_of(folder: Path, pipelines: dict[str, Any]) -> Devices:
@@ -28,7 +31,7 @@ def describe(
     """The work folder of a step on the devices `wanted` (an entry of devices.yaml's `pipelines`)."""
     step = world.step(pipeline, params, **inputs)
     step.device = devices_of(folder, {pipeline: wanted}).device(pipeline, None)
-    key = f"{len(list(folder.glob('*'))):064x}"
+    key = hashlib.sha256(str(step.work).encode()).hexdigest()  # of a folder that is this step's alone
     work = folder / "store" / "work" / key
     work.mkdir(parents=True)
     described = {name: getattr(step, name) for name in ("pipeline", "name", "params", "inputs", "seed")}
@@ -38,13 +41,11 @@ def describe(
     return work
 
 
-def make(work: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def make(work: Path) -> subprocess.CompletedProcess[str]:
     """Run the worker of a step to its end."""
     command = [sys.executable, "-m", "cdpo.engine.worker", str(work)]
-    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **environment}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, **settings}
-    )
+    environment = {**os.environ, **ENVIRONMENT}
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
 
 
 class Made:
