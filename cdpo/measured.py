@@ -14,7 +14,7 @@ from cdpo.files import read_json, write_json
 from cdpo.plan.identity import input_identity
 
 if TYPE_CHECKING:
-    from cdpo.config.params import TrainingParams
+    from cdpo.config.params import Params
     from cdpo.step import Device
     from cdpo.store import Store
 
@@ -78,7 +78,7 @@ def _part(device: "Device", batch_size: int) -> int:
 
 
 def setup_of(
-    pipeline: str, params: "TrainingParams", inputs: Inputs, parents: Callable[[str], Inputs], processes: int
+    pipeline: str, params: "Params", inputs: Inputs, parents: Callable[[str], Inputs], processes: int
 ) -> str:
     """A hash of what decides how much memory a row needs. `parents` gives the inputs of a step by its key."""
     values = params.model_dump(mode="json")
@@ -103,6 +103,11 @@ def remember(store: "Store", found: Measurement) -> None:
     """Keep a measurement in place of an earlier one of the same card, setup and length."""
     name = digest([found.card, found.setup, found.length])[:16]
     write_json(store.root / "measured" / f"{name}.json", asdict(found), durable=False)
+
+
+def known(store: "Store") -> bool:
+    """Whether anything was measured."""
+    return any((store.root / "measured").glob("[!.]*.json"))
 
 
 def recall(store: "Store", card: str, setup: str) -> Iterator[Measurement]:

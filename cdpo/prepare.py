@@ -13,12 +13,10 @@ from cdpo.errors import CdpoError, StepError, UsageError
 from cdpo.pipeline import pipelines
 from cdpo.plan.freeze import read_plan
 from cdpo.plan.graph import Plan, PlannedStep
-from cdpo.plan.identity import input_identity
+from cdpo.plan.lengths import lengths_name, room, root_data, root_model
 from cdpo.project import Project
 
 PREP = "PREP"
-#: parameters that decide which rows fit a model
-LIMITS = ("template", "max_length", "max_dropped", "max_new_tokens", "split", "limit")
 
 
 def prepare(project: Project, plan: Plan, devices: Devices, display: Display) -> dict[str, Any]:
@@ -97,16 +95,12 @@ def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
     for step in plan.steps.values():
         if not {"max_length", "max_new_tokens"} & step.params.keys() or "data" not in step.inputs or step.unavailable:
             continue
-        root = _root_model(plan, step)
-        limits = {name: step.params.get(name) for name in LIMITS}
-        if "max_length" in step.params:
-            limits["max_new_tokens"] = _room(step) or None
-        identity = str([_root_data(plan, step).key, input_identity(root), *limits.values()])
+        identity = lengths_name(plan, step)
         if identity in found or identity in problems:
             continue
         if identity not in known:
             try:
-                known[identity] = _measure(_data_folder(project, _root_data(plan, step)), step, root)
+                known[identity] = _measure(_data_folder(project, root_data(plan, step)), step, root_model(plan, step))
             except StepError as error:
                 problems[identity] = f"{step.pipeline} of {step.name}: {error}"
                 continue
@@ -114,20 +108,6 @@ def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
     if problems:
         raise UsageError("rows do not fit the models, and nothing was planned:\n" + "\n".join(problems.values()))
     return found
-
-
-def _root_model(plan: Plan, step: PlannedStep) -> Any:
-    """The named model at the bottom of a chain of full fine-tunings: its tokenizer is that of all of them."""
-    given = step.inputs["model"]
-    while "step" in given:
-        given = plan.steps[given["step"]].inputs["model"]
-    return given
-
-
-def _root_data(plan: Plan, step: PlannedStep) -> PlannedStep:
-    """The data that PREP made, beneath the step that added columns to it; its rows are the same."""
-    made = plan.steps[step.inputs["data"]["step"]]
-    return _root_data(plan, made) if "data" in made.inputs else made
 
 
 def _measure(data: Path, step: PlannedStep, root: Any) -> dict[str, Any]:
@@ -140,17 +120,12 @@ def _measure(data: Path, step: PlannedStep, root: Any) -> dict[str, Any]:
         folder = Path(root.get("folder") or scratch)
         tokenizer = load_tokenizer(folder, template=step.params.get("template"))
         if "max_length" in step.params:
-            return _rows(data, tokenizer, folder, step.params, _room(step))
+            return _rows(data, tokenizer, folder, step.params, room(step))
         return _prompts(data, tokenizer, folder, step.params)
 
 
-def _room(step: PlannedStep) -> int:
-    """Tokens that a training step wants behind every prompt, to sample responses of its own."""
-    return int(getattr(pipelines()[step.pipeline].params.model_validate(step.params), "room", 0))
-
-
-def _rows(data: Path, tokenizer: Any, folder: Path, params: dict[str, Any], room: int) -> dict[str, Any]:
-    """Prompts with both responses, as training takes them; in the training split with `room` behind the prompt."""
+def _rows(data: Path, tokenizer: Any, folder: Path, params: dict[str, Any], behind: int) -> dict[str, Any]:
+    """Prompts with both responses, as training takes them; in the training split with room `behind` the prompt."""
     from cdpo.data.preflight import usable_rows
     from cdpo.data.prepared import SPLITS, read_split
     from cdpo.train.rows import context
@@ -158,7 +133,7 @@ def _rows(data: Path, tokenizer: Any, folder: Path, params: dict[str, Any], room
     longest = context(folder, params["max_length"])
     reports = {}
     for split in SPLITS:
-        wanted = room if split == "train" else 0
+        wanted = behind if split == "train" else 0
         rows = read_split(data, split)
         _, report = usable_rows(rows, tokenizer, longest, params["max_dropped"], split, room=wanted)
         reports[split] = report.summary()

@@ -8,15 +8,18 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cdpo.errors import UsageError
-from cdpo.plan.graph import Plan
+from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.names import count
 from cdpo.plan.states import StepState, states, summary
 from cdpo.project import Project
+
+if TYPE_CHECKING:
+    from cdpo.plan.fit import Fit
 
 
 def say(text: str) -> None:
@@ -81,6 +84,7 @@ def execute(
     keys = chosen_keys(plan, only, runs)
     refuse_unrunnable(plan, keys)
     project.keep_current(plan, say, lambda plan: prepare(project, plan, devices, make_display(display)))
+    refuse_unfit(project, plan, keys)
     outcome = make_engine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
     if outcome.interrupted:
         say(f"interrupted; go on with: {command('execute', project)}")
@@ -194,7 +198,41 @@ def _estimates(project: Project, plan: Plan, found: dict[str, StepState]) -> lis
     from cdpo.plan.estimates import estimate_lines
 
     todo = [step for step in plan.steps.values() if found[step.key].state == "run"]
-    return estimate_lines(project.store, todo)
+    return [*estimate_lines(project.store, todo), *_fit(project, plan).lines(todo)]
+
+
+def _fit(project: Project, plan: Plan) -> "Fit":
+    """What is known of the memory that steps need, on the cards that they would run on."""
+    from cdpo.engine.slots import cards
+    from cdpo.measured import known
+    from cdpo.plan.fit import Card, Fit
+    from cdpo.plan.freeze import read_plan
+
+    devices = project.devices()
+    here: list[Card | None] = []
+    if devices.engine == "local" and known(project.store):
+        here = [Card(name, memory) for name, memory in cards(devices)] or [None]
+    frozen = read_plan(project.store.root, project.tasks)
+    return Fit(project.store, devices, plan, here, frozen[1].get("lengths", {}) if frozen else {})
+
+
+def refuse_unfit(project: Project, plan: Plan, keys: set[str] | None) -> None:
+    """Raise UsageError where a step that would run is known not to fit into the memory that there is."""
+    from cdpo.measured import known
+
+    if not known(project.store):
+        return
+    found = _states(project, plan)
+    waiting = list(plan.steps if keys is None else keys)
+    todo: dict[str, PlannedStep] = {}
+    while waiting:
+        step = plan.steps[waiting.pop()]
+        if step.key not in todo and found[step.key].state == "run":
+            todo[step.key] = step
+            waiting.extend(step.parents)
+    obstacles = _fit(project, plan).obstacles(list(todo.values()))
+    if obstacles:
+        raise UsageError("this plan does not fit into memory:\n  " + "\n  ".join(obstacles))
 
 
 def _length_lines(plan: Plan, lengths: dict[str, Any]) -> list[str]:

@@ -71,10 +71,7 @@ class Slots:
 
     @classmethod
     def of(cls, devices: "Devices", environment: Mapping[str, str] = os.environ) -> "Slots":
-        if devices.gpus == []:
-            return cls([], devices.workers())
-        found = gpus.choose(nvml.list_gpus(), devices.gpus, environment.get("CUDA_VISIBLE_DEVICES"))
-        return cls(found, devices.workers())
+        return cls(_pool(devices, environment), devices.workers())
 
     def take(self, processes: int, occupied: int = 0) -> Place | None:
         """A place for a step of `processes`: so many GPUs, or none; None where there is no place now.
@@ -153,3 +150,15 @@ class Slots:
             occupied = self._occupied.get(gpu.uuid)
             found.append(f"GPU {gpu.index}: {occupied.why.text if occupied else leases.describe(gpu)}")
         return found
+
+
+def cards(devices: "Devices", environment: Mapping[str, str] = os.environ) -> list[tuple[str, int]]:
+    """Name and bytes of each GPU that steps may run on; none where they run on the CPU."""
+    found = [(gpu.name, nvml.usage(gpu).total) for gpu in _pool(devices, environment)]
+    return [(name, total) for name, total in found if total is not None]
+
+
+def _pool(devices: "Devices", environment: Mapping[str, str]) -> list[Gpu]:
+    if devices.gpus == []:
+        return []
+    return gpus.choose(nvml.list_gpus(), devices.gpus, environment.get("CUDA_VISIBLE_DEVICES"))

@@ -1,17 +1,12 @@
 """Measured fit: a probe in a process of its own finds the micro-batch, which is remembered, and changes no result."""
 
-import resource
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
 from resuming import Case, equal
 
 from cdpo.files import read_json
-from cdpo.measured import Measurement, look_up, recall, remember
-from cdpo.store import Store
-from cdpo.train import micro_batch, probe
+from cdpo.train import micro_batch
 
 GB = 10**9
 PARAMS = {"learning_rate": 1e-2, "batch_size": 16, "max_steps": 3}
