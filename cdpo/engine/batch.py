@@ -218,6 +218,7 @@ class BatchExecution:
             # such as a job whose parent's failed under an earlier execute; what this one sees fail blocks what is below
             with self._turn() as living:
                 if living.get(key, each.id) == each.id:
+                    self.reporter.emit("note", key, text=f"queued again, for no fault of its own: {each.state.reason}")
                     self._queue(key)
                     self._cancel([each.id])
                 else:

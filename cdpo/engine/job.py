@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdpo.engine import gpus, launch, nvml
 from cdpo.engine.slots import Place
@@ -62,7 +62,7 @@ def main(root: Path, key: str) -> None:
     from cdpo.plan.graph import PlannedStep
 
     store = Store(root)
-    described = read_json(job_path(store, key))
+    described = _described(store, key)
     step = PlannedStep(**described["step"])
     lock = _turn(store, step)
     if lock is None:
@@ -84,6 +84,18 @@ def main(root: Path, key: str) -> None:
     worker = launch.worker_command(work)
     environment = {**os.environ, **launch.environment(device), **place.environment(), LAUNCH: json.dumps(said)}
     os.execve(worker[0], worker, environment)
+
+
+def _described(store: Store, key: str) -> dict[str, Any]:
+    path = job_path(store, key)
+    try:
+        described: dict[str, Any] = read_json(path)
+    except FileNotFoundError:
+        raise CdpoError(
+            f"{path} is not there on {socket.gethostname()}: every node that runs steps must see the store under this "
+            "path (a shared file system)"
+        ) from None
+    return described
 
 
 def _turn(store: Store, step: "PlannedStep") -> Lock | None:

@@ -29,6 +29,8 @@ def main(address: str, actor: str, store: str) -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # seconds for a node of this machine to be found
+    os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "20")
     if has_token():
         # Ray looks for the token by itself only where the address is `auto`
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -54,17 +56,21 @@ def connect(address: str) -> dict[str, str]:
 
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except AuthenticationError:
-        return {"refused": TOKEN}
-    except ConnectionError as error:
-        if "InvalidAuthToken" in str(error.__cause__):
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+        # Ray hides some causes behind "Failed to connect"
+        said = str(error.__cause__ or error)
+        if isinstance(error, AuthenticationError) or "InvalidAuthToken" in said:
             return {"refused": TOKEN}
-        if address == "auto" and error.__cause__ is None:
+        if "Could not find any running Ray instance" in said:
             return {"refused": "no Ray cluster runs on this machine; start one with `ray start --head`"}
-        return {"unreachable": _line(error.__cause__ or error)}
-    except (RuntimeError, ValueError) as error:
+        if "No node info found" in said:
+            # Ray tells the nodes of this machine by their processes
+            where = f"`ray start --address={address}` makes it one"
+            return {"refused": f"this machine is no node of the cluster: run cdpo on one that is, or {where}"}
+        if isinstance(error, ConnectionError):
+            return {"unreachable": _line(said)}
         # another version of Python or Ray
-        return {"refused": _line(error)}
+        return {"refused": _line(said)}
     return {"is": ray.get_runtime_context().gcs_address}
 
 
@@ -85,9 +91,9 @@ def serve(cluster: "Cluster", requests: Iterable[str], answers: IO[str]) -> None
             if "ModuleNotFoundError" in str(error):
                 answer(answers, {"refused": "cdpo is not installed in the environment of its nodes"})
             else:
-                answer(answers, {"unreachable": _line(error)})
+                answer(answers, {"unreachable": _line(str(error))})
         except RayError as error:
-            answer(answers, {"unreachable": _line(error)})
+            answer(answers, {"unreachable": _line(str(error))})
 
 
 class Cluster:
@@ -120,10 +126,10 @@ class Cluster:
         )
         ray.get(jobs.submit.remote(wanted), timeout=ANSWER)
 
-    def living(self) -> dict[str, str]:
+    def living(self) -> Any:
         return self._ask("living")
 
-    def look(self) -> dict[str, Any]:
+    def look(self) -> Any:
         return self._ask("look")
 
     def cancel(self, ids: list[str]) -> None:
@@ -159,9 +165,9 @@ def answer(answers: IO[str], value: dict[str, Any]) -> None:
     answers.flush()
 
 
-def _line(error: BaseException) -> str:
-    """Ray's message on one line, without the traceback that some carry."""
-    text, traced, trace = str(error).partition("Traceback (most recent call last):")
+def _line(said: str) -> str:
+    """A message of Ray on one line, without the traceback that some carry."""
+    text, traced, trace = said.partition("Traceback (most recent call last):")
     return " ".join((text + trace.splitlines()[-1] if traced else text).split())
 
 

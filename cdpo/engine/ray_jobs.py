@@ -206,9 +206,6 @@ def make(jobs: Any, job: Job, *parents: None) -> None:
     """
     place = socket.gethostname()
     jobs.began.remote(job.id, place)
-    environment = dict(os.environ)
-    if job.gpus == 0:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
     cancelled: list[int] = []
     # Ray cancels by interrupting the main thread, which may stand anywhere, also halfway in the start of the process
     before = signal.signal(signal.SIGINT, lambda number, frame: cancelled.append(number))
@@ -217,12 +214,11 @@ def make(jobs: Any, job: Job, *parents: None) -> None:
     with tempfile.TemporaryFile() as words:
         try:
             process = subprocess.Popen(
-                # the environment of this node, not of whoever submitted
+                # the Python and the environment variables of this node, not of whoever submitted
                 [sys.executable, *job.command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=words,
                 stderr=subprocess.STDOUT,
-                env=environment,
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )

@@ -5,6 +5,7 @@ in the group of their `ray start`.
 """
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+HERE = Path(__file__).parent
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -23,10 +25,12 @@ def missing():
 
 
 class Cluster:
-    def __init__(self, folder, cpus=2):
-        """`folder` must have a short path: Ray puts sockets into it."""
-        self.folder, self.cpus = folder, cpus
+    def __init__(self, folder, cpus=2, gpus=0):
+        """`folder` must have a short path, because Ray puts sockets into it. The GPUs are made up (fakes/pynvml.py)."""
+        self.folder, self.cpus, self.gpus = folder, cpus, gpus
         self.port = free_port()
+        cards = [{"uuid": f"GPU-{number}", "name": "made up"} for number in range(gpus)]
+        (folder / "nvml.json").write_text(json.dumps({"gpus": cards}))
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         #: for whoever speaks to it
@@ -47,8 +51,14 @@ class Cluster:
     def _node(self, *options, seconds=60):
         log = self.folder / f"node-{len(self.nodes)}.log"
         command = [RAY, "start", "--block", "--disable-usage-stats", f"--num-cpus={self.cpus}", *options]
-        command += [f"--temp-dir={self.folder}/r", "--object-store-memory=80000000", "--num-gpus=0"]
-        environment = {**os.environ, **self.environment, "RAY_AUTH_MODE": "token"}
+        command += [f"--temp-dir={self.folder}/r", "--object-store-memory=80000000", f"--num-gpus={self.gpus}"]
+        environment = {
+            **os.environ,
+            **self.environment,
+            "RAY_AUTH_MODE": "token",
+            "PYTHONPATH": os.pathsep.join([str(HERE / "fakes"), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "FAKE_NVML": str(self.folder / "nvml.json"),
+        }
         with open(log, "wb") as stream:
             node = subprocess.Popen(
                 command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment, start_new_session=True

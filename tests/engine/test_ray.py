@@ -26,6 +26,7 @@ from cdpo.engine.ray import Ray
 from cdpo.errors import UsageError
 from cdpo.files import read_json_lines
 from cdpo.store import Store
+from tests.conftest import run_cdpo, write_project
 
 DIAMOND = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
 TORTURE = {"TRIVIAL": str(HERE / "torture_step.py")}
@@ -83,13 +84,13 @@ def _processes():
 # with one
 
 
-def start_cluster(cpus):
+def start_cluster(cpus, gpus=0):
     reason = ray_cluster.missing()
     if reason:
         pytest.skip(reason)
     # a short path, because Ray puts sockets below it
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    cluster = ray_cluster.Cluster(folder, cpus)
+    cluster = ray_cluster.Cluster(folder, cpus, gpus)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cluster.environment.items():
             patch.setenv(name, value)
@@ -106,7 +107,7 @@ def start_cluster(cpus):
 
 @pytest.fixture(scope="module")
 def shared():
-    yield from start_cluster(cpus=2)
+    yield from start_cluster(cpus=2, gpus=2)
 
 
 @pytest.fixture
@@ -340,6 +341,20 @@ def test_stop_ends_jobs_by_sigterm_and_the_next_execution_goes_on(room, tmp_path
 
 
 @pytest.mark.slow
+def test_cdpo_stop(room, tmp_path):
+    room.bench.plan({"a": [], "b": ["a"]}, a={"gate": str(tmp_path / "gate")})
+    write_project(tmp_path, "tag: none\n", devices=json.dumps({"gpus": [], **room.devices}))
+    execution = room.execute()
+    assert room.begun("a")
+    done = run_cdpo("stop", "--store", room.bench.store.root, cwd=tmp_path)
+    assert done.stdout.count("cancelled the job of") == 2
+    assert room.bench.none_left()
+    assert room.finish(execution)[0] == 1
+    done = run_cdpo("stop", "--store", room.bench.store.root, cwd=tmp_path)
+    assert done.stdout == "nothing runs in this store\n"
+
+
+@pytest.mark.slow
 def test_a_job_that_does_not_obey_is_killed(room, monkeypatch):
     from cdpo.engine import ray_jobs
 
@@ -430,12 +445,31 @@ def test_what_no_node_can_run_is_refused(room):
     plan = room.bench.plan({"a": []})
     (step,) = plan.steps.values()
     command = job.command(room.bench.store, step.key)
-    with pytest.raises(UsageError, match=r"1 GPUs on one node.*at most 2 and 0.*gpus: \[\]"):
-        room.backend(gpus="auto").submit(step, command, [])
-    with pytest.raises(UsageError, match="4 CPUs"):
-        room.backend(ray={"address": room.cluster.address, "cpus": 2}, pipelines={"TRIVIAL": {"processes": 2}}).submit(
-            step, command, []
-        )
+    three = {"TRIVIAL": {"processes": 3}}
+    with pytest.raises(UsageError, match=r"3 CPUs and 3 GPUs on one node.*at most 2 and 2.*gpus: \[\]"):
+        room.backend(gpus="auto", pipelines=three).submit(step, command, [])
+    with pytest.raises(UsageError, match="6 CPUs and 0 GPUs"):
+        room.backend(ray={"address": room.cluster.address, "cpus": 2}, pipelines=three).submit(step, command, [])
+
+
+@pytest.mark.slow
+def test_each_step_has_the_gpu_that_ray_gives_it(room):
+    room.bench.plan({"a": [], "b": []}, a={"seconds": 3}, b={"seconds": 3})
+    room.devices["gpus"] = "auto"
+    assert room.run()[0] == 0
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in room.bench.store.finished().values()]
+    assert {manifest["summary"]["visible"] for manifest in manifests} == {"GPU-0", "GPU-1"}
+    assert {manifest["device"]["gpus"][0]["uuid"] for manifest in manifests} == {"GPU-0", "GPU-1"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide the processes of a machine")
+def test_a_machine_that_is_no_node_of_the_cluster(room, tmp_path):
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-P", "-m", "cdpo.engine.ray_driver"]
+    done = subprocess.run(
+        [*command, room.cluster.address, "nobody", str(tmp_path)], stdout=subprocess.PIPE, input=b"", timeout=60
+    )
+    assert f"`ray start --address={room.cluster.address}`" in json.loads(done.stdout)["refused"]
 
 
 @pytest.mark.slow
