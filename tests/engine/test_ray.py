@@ -263,6 +263,22 @@ def test_a_failure_comes_with_its_log_and_blocks_what_needs_it(room):
 
 
 @pytest.mark.slow
+def test_what_a_job_says_before_its_step_has_a_log(room, tmp_path):
+    """Here: on a node that does not see the store."""
+    gate = tmp_path / "gate"
+    plan = room.bench.plan({"a": [], "b": ["a"]}, a={"gate": str(gate)})
+    execution = room.execute()
+    assert room.begun("a")
+    job.job_path(room.bench.store, list(plan.steps)[1]).unlink()
+    gate.touch()
+    code, events = room.finish(execution)
+    assert code == 1
+    (failed,) = of_kind(events, "step_failed")
+    assert failed["name"] == "b"
+    assert "every node that runs steps must see the store" in failed["reason"]
+
+
+@pytest.mark.slow
 def test_a_killed_worker_is_a_failure_and_the_next_execution_makes_the_rest(room, tmp_path):
     gate = tmp_path / "gate"
     room.bench.plan(DIAMOND, b={"gate": str(gate)})
@@ -341,6 +357,27 @@ def test_stop_ends_jobs_by_sigterm_and_the_next_execution_goes_on(room, tmp_path
 
 
 @pytest.mark.slow
+def test_a_stopped_worker_may_write_its_checkpoint(room, tmp_path):
+    (tmp_path / "obedient.py").write_text(
+        "import time\n"
+        "def run(step):\n"
+        "    open(step.params['diary'], 'a').write('begin a 0\\n')\n"
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    except BaseException:\n"
+        "        time.sleep(1)\n"
+        "        open(step.params['diary'], 'a').write('saved a 0\\n')\n"
+        "        raise\n"
+    )
+    room.bench.plan({"a": []})
+    execution = room.execute(modules={"TRIVIAL": str(tmp_path / "obedient.py")})
+    assert room.begun("a")
+    stop(room.backend())
+    assert wait_for(lambda: room.bench.told()["saved", "a"], 20)
+    assert room.finish(execution)[0] == 1
+
+
+@pytest.mark.slow
 def test_cdpo_stop(room, tmp_path):
     room.bench.plan({"a": [], "b": ["a"]}, a={"gate": str(tmp_path / "gate")})
     write_project(tmp_path, "tag: none\n", devices=json.dumps({"gpus": [], **room.devices}))
@@ -391,6 +428,7 @@ def test_a_killed_actor_is_started_again_and_goes_on(room, tmp_path):
     told = room.bench.told()
     assert told["begin", "a"] == told["begin", "c"] == told["begin", "d"] == told["begin", "x"] == 1
     assert told["begin", "y"] == 0
+    assert len(of_kind(events, "step_queued")) == 6, "the actor itself remembers what it was given"
 
 
 @pytest.mark.slow
