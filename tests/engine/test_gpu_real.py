@@ -1,4 +1,4 @@
-"""Leases on a real GPU, which takes one command: `python -m pytest tests/engine/test_gpu_real.py -s`.
+"""Leases on a real GPU, which takes one command: `make gpu-check`.
 
 Needs an NVIDIA GPU that nobody uses, and torch's CUDA build; elsewhere it is skipped and says why. The same rules are
 tested with a made-up driver in test_nvml.py and test_engine_gpus.py.
@@ -19,6 +19,8 @@ from cdpo.engine.foreign import foreign, inspect
 from cdpo.engine.slots import Slots
 from cdpo.engine.watch import proc
 from cdpo.errors import CdpoError
+
+pytestmark = pytest.mark.gpu
 
 #: seconds in which the driver must have taken back the memory of a killed process
 BACK = 20.0
