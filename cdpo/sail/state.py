@@ -4,6 +4,7 @@ from typing import Any
 
 from cdpo.sail.online import OnlinePairs
 from cdpo.sail.routes import Route
+from cdpo.sail.workshop import PolicyWorkshop
 from cdpo.train.trl_resume import Remembers, sum_over_ranks
 
 #: how much of the moving baseline each optimiser step keeps
@@ -23,6 +24,8 @@ class SAILState(Remembers):
         self.realised = dict.fromkeys(Route, 0)
         #: whose waiting pairs are kept
         self.online: OnlinePairs | None = None
+        #: whose counts of rated responses are
+        self.workshop: PolicyWorkshop | None = None
         self._sum = self._count = 0.0
 
     @property
@@ -49,6 +52,7 @@ class SAILState(Remembers):
             "mean_preference": self.mean_preference,
             "realised": {route.name: count for route, count in self.realised.items()},
             "waiting": [[*step, list(pairs.items())] for step, pairs in waiting.items()],
+            "rated": [self.workshop.asked, self.workshop.rated] if self.workshop is not None else [0, 0],
         }
 
     def recall(self, kept: Any) -> None:
@@ -57,8 +61,10 @@ class SAILState(Remembers):
         self.realised = {route: kept["realised"].get(route.name, 0) for route in Route}
         if self.online is not None:
             self.online.waiting = {(epoch, number): dict(pairs) for epoch, number, pairs in kept["waiting"]}
+        if self.workshop is not None:
+            self.workshop.asked, self.workshop.rated = kept["rated"]
         self._sum = self._count = 0.0
 
 
 #: what a training has that begins at its first step, be it the trainer's second one
-_NOTHING: dict[str, Any] = {"mean_preference": None, "realised": {}, "waiting": []}
+_NOTHING: dict[str, Any] = {"mean_preference": None, "realised": {}, "waiting": [], "rated": [0, 0]}

@@ -128,6 +128,7 @@ class SAILTrainer(DPOTrainer):
             if args.temperature != 1.0 and self.exact_sampling:
                 self.exact_sampling = self.second_head = self.sample_at(args.temperature)
         self.sail = SAILState(moving=args.baseline == "moving")
+        self.sail.workshop = self.workshop
         self.add_callback(self.sail)
         self.eval_rows: dict[str, list[Row]] = {}
         if not rows_follow:

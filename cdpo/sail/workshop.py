@@ -29,7 +29,8 @@ class PolicyWorkshop:
     ) -> None:
         self.model, self.tokenizer, self.scorer = model, tokenizer, scorer
         self.args, self.accelerator = args, accelerator
-        self._asked = self._rated = 0
+        #: responses given to the reward model, and those that it could take
+        self.asked = self.rated = 0
         self.sampling = SamplingParams(
             temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.max_new_tokens
         )
@@ -63,10 +64,10 @@ class PolicyWorkshop:
         fitting = [at for at, each in zip(own, encoded, strict=True) if each is not None]
         rewards = self.scorer.rewards([each for each in encoded if each is not None])
         everyone = self._of_all_ranks({fitting[place]: reward for place, reward in rewards})
-        self._asked += len(rows)
-        self._rated += len(everyone)
-        if not self._rated and self._asked >= TRIED:
-            raise StepError(f"none of {self._asked} responses of the policy can be rated: they {self.scorer.misfit}")
+        self.asked += len(rows)
+        self.rated += len(everyone)
+        if not self.rated and self.asked >= TRIED:
+            raise StepError(f"none of {self.asked} responses of the policy can be rated: they {self.scorer.misfit}")
         return [everyone.get(at) for at in range(len(rows))]
 
     def end_ids(self) -> list[int]:

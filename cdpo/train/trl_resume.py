@@ -21,13 +21,16 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME as OPTIMIZER
+from transformers.trainer import SCHEDULER_NAME as SCHEDULER
+from transformers.trainer import TRAINER_STATE_NAME as STATE
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from cdpo.errors import StepError
 from cdpo.files import read_json, write_json
 from cdpo.train.batches import GlobalBatches
 
-RUNNING, STATE, OPTIMIZER, SCHEDULER = "running.json", "trainer_state.json", "optimizer.pt", "scheduler.pt"
+RUNNING = "running.json"
 #: how the writers of a checkpoint say that they could not write: Python's, torch's (the C++ one), safetensors'
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)
 
