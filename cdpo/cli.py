@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cdpo import __version__
+from cdpo import __version__, disk
 from cdpo.errors import CdpoError
 
 if TYPE_CHECKING:
@@ -341,7 +341,8 @@ def main() -> None:
             sys.exit(130)
         if not isinstance(error, OSError) or os.environ.get("CDPO_DEBUG"):
             raise
-        click.echo(f"{error.filename}: {error.strerror}" if error.filename else str(error), err=True)
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        click.echo(disk.meaning(error) or said, err=True)
         sys.exit(1)
 
 

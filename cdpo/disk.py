@@ -39,14 +39,19 @@ def explained(error: BaseException, folder: Path) -> str | None:
     looked through, and then the disk itself is looked at.
     """
     each: BaseException | None = error
-    seen: set[int] = set()
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
+    while each is not None:
         if isinstance(each, OSError) and each.errno in MEANINGS:
-            return f"{each.filename or folder}: {MEANINGS[each.errno]} ({each.strerror})"
+            return meaning(each) or f"{folder}: {MEANINGS[each.errno]} ({each.strerror})"
         each = each.__cause__ or each.__context__
     trouble = examined(folder)
     return trouble and f"{trouble} ({error})"
+
+
+def meaning(error: OSError) -> str | None:
+    """What an error of the system that names a file means; None where that is not for this module to say."""
+    if error.filename is None or error.errno not in MEANINGS:
+        return None
+    return f"{error.filename}: {MEANINGS[error.errno]} ({error.strerror})"
 
 
 def examined(folder: Path) -> str | None:

@@ -87,11 +87,7 @@ class Execution:
                     self._leave()
                     break
                 self.signals.wait(self.devices.poll_seconds)
-                with self.sight.looking():
-                    self._reap()
-                    self._follow()
-                    self.remains.sweep()
-                    self._listen()
+                self.sight.look(self._look_around)
                 self.reporter.tick()
         self.reporter.emit(
             "finished",
@@ -277,6 +273,12 @@ class Execution:
             self.reporter.emit("step_adopted", key, slot=None, place=found.place, pid=found.worker["pid"])
 
     # watching
+
+    def _look_around(self) -> None:
+        self._reap()
+        self._follow()
+        self.remains.sweep()
+        self._listen()
 
     def _reap(self) -> None:
         for key, each in list(self.running.items()):

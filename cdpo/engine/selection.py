@@ -62,6 +62,8 @@ def select(plan: "Plan", store: Store, keys: set[str] | None = None) -> Selectio
         read.update(step.parents)
     chosen.todo.reverse()
     _runnable(plan, chosen.todo)
+    if chosen.todo:
+        store.check_rooms()
     return chosen
 
 

@@ -1,7 +1,6 @@
 """Whether an execution sees its store: network file systems fall silent for a while, and disks are unmounted."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from cdpo import disk
@@ -18,11 +17,11 @@ class Sight:
         #: the store did not answer when it was last looked at
         self.lost = False
 
-    @contextmanager
-    def looking(self) -> Iterator[None]:
-        """Look at the steps that run. Where the store does not answer that is told once, and they go on unseen.
+    def look(self, around: Callable[[], None]) -> None:
+        """Call `around`, which looks at the steps that run; where the store does not answer they go on unseen.
 
-        Raises CdpoError where the store is gone: what was written now would go to another place under its name.
+        That is told once. Raises CdpoError where the store is gone: what was written now would go to another place
+        under its name.
         """
         try:
             if self.landmark is not None and not self.landmark.exists():
@@ -30,7 +29,7 @@ class Sight:
                     f"{self._store.root}: this store is gone, removed or with its file system; bring it back, then "
                     "`cdpo execute` goes on. What still runs ends by itself, or is found again"
                 )
-            yield
+            around()
         except OSError as error:
             if not self.lost:
                 reason = disk.explained(error, self._store.root) or error

@@ -130,6 +130,15 @@ class Store:
         publish.stage(work, {"key": key, "pipeline": pipeline, "name": name, **manifest}, work / "log.txt")
         return publish.complete(self, work)
 
+    def check_rooms(self) -> None:
+        """Raise CdpoError where steps could be made and not be published, for want of one file system for all."""
+        for room in (self.root / "work", self.steps, *_folders(self.steps)):
+            if room.exists() and os.stat(room).st_dev != os.stat(self.root).st_dev:
+                raise CdpoError(
+                    f"{room}: on another file system than {self.root}, and finished steps are published by renaming; "
+                    "put the whole store on one, or name another (`--store`)"
+                )
+
     # work in progress
 
     def work(self, key: str) -> Path:

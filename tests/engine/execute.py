@@ -6,11 +6,13 @@ from pathlib import Path
 
 from queueing import Queue
 
+from cdpo import disk
 from cdpo.config.devices import Devices
 from cdpo.engine.batch import BatchEngine
 from cdpo.engine.display import make_display
 from cdpo.engine.engines import make_backend
 from cdpo.engine.local import LocalEngine
+from cdpo.errors import CdpoError
 from cdpo.plan.graph import Plan
 from cdpo.store import Store
 
@@ -37,5 +39,10 @@ elif devices.engine != "local":
 else:
     engine = LocalEngine(store, devices, display, modules)
 keys = options.get("keys")
-outcome = engine.run(plan, None if keys is None else set(keys), options.get("fail_fast", False))
+try:
+    outcome = engine.run(plan, None if keys is None else set(keys), options.get("fail_fast", False))
+except (CdpoError, OSError) as error:
+    # as the command line tells it
+    print(json.dumps({"event": "error", "text": (isinstance(error, OSError) and disk.meaning(error)) or str(error)}))
+    sys.exit(1)
 sys.exit(outcome.exit_code)

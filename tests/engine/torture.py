@@ -120,7 +120,7 @@ class Torture:
         write_json(self.folder / "plan.json", plan.to_json())
 
     def round(self, kills):
-        """Make one plan of 20 steps, killing until the campaign comes to `kills` or the plan is finished.
+        """Make one plan of 20 steps, killing until the campaign has come to `kills` or the plan is finished.
 
         Returns the exit code of an execution that nobody disturbed, at the end.
         """

@@ -60,7 +60,7 @@ def run(step):
     read = {role: (step.input(role) / "value.txt").read_text() for role in step.inputs if role.startswith("parent")}
     if step.rank == 0:
         (step.out / "value.txt").write_text("".join(read.values()) + step.name + "\n")
-        (step.out / "model.safetensors").write_bytes(b"w" * 1000)
+        (step.out / "model.safetensors").write_bytes(b"w" * params.get("size", 1000))
         step.log_metrics(1, {"loss": 0.5})
     step.progress(4, 4)
     if params.get("note"):
