@@ -33,7 +33,7 @@ def stop(project: Project) -> None:
     from cdpo.engine.stop import stop as stop_workers
 
     backend = make_backend(project.store, project.devices())
-    queued = cancel_jobs(backend) if backend is not None else []
+    queued = cancel_jobs(backend, project.store) if backend is not None else []
     for key in queued:
         click.echo(f"cancelled the job of {key[:12]}")
     stopped = [key for key in stop_workers(project.store) if key not in queued]

@@ -20,8 +20,8 @@ class SlurmParams(Params):
     setup: list[str] = Field(default_factory=list)
     """Lines of shell before each worker starts: `module load cuda`, ..."""
     options: dict[str, str | int | bool] = Field(default_factory=dict)
-    """Further options of sbatch by their long names: `{constraint: a100, exclusive: true}`; `gres` and the like stand in
-    place of a GPU for each process."""
+    """Further options of sbatch by their long names: `{constraint: a100, exclusive: true}`; `gres` and its like stand
+    in place of a GPU for each process."""
 
 
 class RayParams(Params):

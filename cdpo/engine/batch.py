@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from cdpo.plan.graph import Plan
 
 
+#: seconds that the workers of cancelled jobs have to end; batch systems kill them half a minute after SIGTERM
+GRACE = 60.0
+PAUSE = 0.1
+
+
 @dataclass
 class Watched:
     """A job that this execution watches."""
@@ -319,8 +324,14 @@ class BatchEngine:
                 self.display.close()
 
 
-def stop(backend: Backend) -> list[str]:
-    """Cancel every job of the backend's store; returns the keys of their steps."""
+def stop(backend: Backend, store: Store, grace: float = GRACE) -> list[str]:
+    """Cancel every job of `store`, and let the workers that ran save what they have; returns the keys of their steps.
+
+    A worker that is signalled once more gives up at once, so that whoever would do so waits: at most `grace` seconds.
+    """
     living = backend.living()
     backend.cancel(list(living.values()))
+    limit = time.monotonic() + grace
+    while any(store.is_locked(key) for key in living) and time.monotonic() < limit:
+        time.sleep(PAUSE)
     return sorted(living)

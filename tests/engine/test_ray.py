@@ -347,7 +347,7 @@ def test_stop_ends_jobs_by_sigterm_and_the_next_execution_goes_on(room, tmp_path
     execution = room.execute()
     assert room.begun("a")
     worker = room.worker("a")
-    assert set(stop(room.backend())) == set(plan.steps)
+    assert set(stop(room.backend(), room.bench.store)) == set(plan.steps)
     assert wait_for(lambda: gone(worker), 10)
     assert room.finish(execution)[0] == 1
     assert room.backend().living() == {}
@@ -372,7 +372,7 @@ def test_a_stopped_worker_may_write_its_checkpoint(room, tmp_path):
     room.bench.plan({"a": []})
     execution = room.execute(modules={"TRIVIAL": str(tmp_path / "obedient.py")})
     assert room.begun("a")
-    stop(room.backend())
+    stop(room.backend(), room.bench.store)
     assert wait_for(lambda: room.bench.told()["saved", "a"], 20)
     assert room.finish(execution)[0] == 1
 

@@ -265,7 +265,7 @@ def test_stop_cancels_and_the_next_execution_begins_again(bench, cluster, gate):
     assert began(bench, "a")
     first.kill()
     first.wait()
-    stopped = stop(Slurm(bench.store, Devices.model_validate({**SLURM, "gpus": []})))
+    stopped = stop(Slurm(bench.store, Devices.model_validate({**SLURM, "gpus": []})), bench.store)
     assert stopped == sorted(plan.steps)
     gate.touch()
     # at once: what is being cancelled is not taken for a job that lives
@@ -284,7 +284,7 @@ def test_another_store_is_left_alone(bench, cluster, gate, tmp_path):
     both = [execute(each) for each in (bench, other)]
     assert began(bench, "a")
     assert began(other, "a")
-    assert len(stop(Slurm(bench.store, Devices.model_validate({**SLURM, "gpus": []})))) == 1
+    assert len(stop(Slurm(bench.store, Devices.model_validate({**SLURM, "gpus": []})), bench.store)) == 1
     gate.touch()
     assert other.finish(both[1])[0] == 0
     assert bench.finish(both[0])[0] == 1
