@@ -6,6 +6,7 @@ beside it. So all that a step needs is there, and nothing of it is left: the ste
 optimiser, other random states in a process that was not touched.
 """
 
+import functools
 import gc
 import math
 import os
@@ -49,6 +50,7 @@ def measure(
     room = _room(step, trainer, card_memory, ranks)
     peaks: dict[int, int] = {}
 
+    @functools.cache
     def fits(count: int) -> bool:
         try:
             with memory.recognised():

@@ -13,12 +13,13 @@ from cdpo.data import playground
 from cdpo.data.prepared import write_split
 from cdpo.data.tiny import build_tiny
 from cdpo.files import read_json
+from cdpo.train import micro_batch
 
 SPEC = {"kind": "tiny", "seed": 0, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 TOKENS = 900
 #: all pairs of tokens are kept, some 50 MB for a row, in pieces so large that the system takes them back at once
 PARAMS = {"batch_size": 16, "learning_rate": 1e-2, "attn_implementation": "eager", "max_steps": 3}
-MIB = 1 << 20
+MIB, GB = 1 << 20, 10**9
 
 
 class Bounded(TrainerCallback):
@@ -104,6 +105,29 @@ def test_it_goes_on_with_half_the_rows_and_comes_to_the_same(world: Any, long: P
         assert point["loss"] == pytest.approx(other["loss"], rel=1e-5)
     for name, value in weights(made).items():
         assert (value - weights(whole16)[name]).abs().max() < 1e-4, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["address space", "share of the machine"])
+def test_a_probe_finds_what_fits_before_anything_is_trained(world: Any, long: Path, tmp_path: Path, limit: str) -> None:
+    bounded = limit == "address space"
+    share = 1000 * GB if bounded else 1.1 * GB
+    device = {"micro_batch": None, "memory": int(share)}
+    step = Case(world, tmp_path, "SFT", PARAMS, data=long / "data", model=long / "base", device=device)
+
+    def prepare() -> None:
+        micro_batch.LONG = 0.0
+        if bounded:  # what this process starts is bounded like it
+            resource.setrlimit(resource.RLIMIT_AS, (int(3.1 * GB), resource.RLIM_INFINITY))
+
+    assert step.attempt(prepare=prepare) == 0, step.said()
+    (found,) = (read_json(path) for path in (step.store.root / "measured").glob("*.json"))
+    assert found["most"] == 16
+    assert 1 <= found["micro_batch"] < 16
+    assert found["peak"] <= 0.9 * share
+    manifest = read_json(step.made().path / "manifest.json")
+    assert manifest["summary"]["micro_batch"] == found["micro_batch"]
+    assert "out_of_memory" not in manifest
 
 
 def test_responses_that_do_not_fit_are_sampled_in_halves(world: Any, sft: Path, tmp_path: Path) -> None:
