@@ -5,6 +5,7 @@ Every line of the diary is one append of `<what> <name> <pid>`; so two makers of
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -18,7 +19,13 @@ def tell(step, what):
 
 
 def leave(step, how):
-    """Start a process that nobody waits for: a `child`, a `daemon` in a session of its own, one that `escapes`."""
+    """Start a process that nobody waits for: a `child`, a `daemon` in a session of its own, one that `escapes`.
+
+    A `program` is a daemon too, and holds none of the worker's descriptors.
+    """
+    if how == "program":
+        subprocess.Popen(["sleep", "120"], start_new_session=True)
+        return
     if os.fork() != 0:
         return
     if how != "child":
