@@ -215,11 +215,12 @@ def doctor(configs: str | None, store: str | None) -> None:
 
 
 @cli.command()
-def schema() -> None:
+@click.option("--devices", is_flag=True, help="Of devices.yaml instead.")
+def schema(devices: bool) -> None:
     """Print the JSON schema of tasks.yaml, for editors."""
     from cdpo.commands.schema import print_schema
 
-    print_schema()
+    print_schema(devices)
 
 
 @cli.command()

@@ -1,8 +1,9 @@
-"""`cdpo schema`: the JSON schema of tasks.yaml, for editors that complete and check while one types."""
+"""`cdpo schema`: the JSON schemas of tasks.yaml and devices.yaml, for editors that complete and check as one types."""
 
 import json
 from typing import Any
 
+from cdpo.config.devices import Devices
 from cdpo.config.experiment import BASE
 from cdpo.config.values import REWARD, SEED
 from cdpo.pipeline import Pipeline, pipelines
@@ -26,8 +27,8 @@ _REWARD = {
 }
 
 
-def print_schema() -> None:
-    print(json.dumps(tasks_schema(), indent=1))
+def print_schema(devices: bool) -> None:
+    print(json.dumps(Devices.model_json_schema() if devices else tasks_schema(), indent=1))
 
 
 def tasks_schema() -> dict[str, Any]:

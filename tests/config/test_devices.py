@@ -1,5 +1,8 @@
 """devices.yaml: checked like the rest, and never hashed (see tests/plan/test_keys.py)."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +47,12 @@ def test_micro_batches_by_card_and_default() -> None:
     assert devices.device("DPO", None).micro_batch is None
     assert devices.device("DPO", None).distributed_type == "MULTI_CPU"
     assert devices.device("SFT", "anything").micro_batch == 3
+
+
+def test_editors_get_a_schema_of_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cdpo.cli", "schema", "--devices"], capture_output=True, text=True, check=True
+    )
+    schema = json.loads(done.stdout)
+    assert schema["properties"].keys() == Devices.model_fields.keys()
+    assert all("description" in each for name, each in schema["properties"].items() if name in ("gpus", "watchdog"))
