@@ -25,6 +25,8 @@ from cdpo.seeds import derive_seed, derive_seed32
 PROGRESS_SECONDS = 0.5
 #: and at most one line of the log
 LOG_SECONDS = 5.0
+#: at most one sign of life, where there is no progress to tell
+ALIVE_SECONDS = 30.0
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Step:
     measure: Callable[[Any, Any], None] | None = None
     _last_progress: float = field(default=0.0, repr=False)
     _last_line: float = field(default=0.0, repr=False)
+    _last_sign: float = field(default_factory=time.monotonic, repr=False)
 
     @classmethod
     def read(cls, work: Path, rank: int = 0) -> "Step":
@@ -134,6 +137,13 @@ class Step:
             self._last_line = now
             said = "".join(f"  {name} {value}" for name, value in values.items())
             print(f"{done}/{total} {unit}{said}", file=sys.stderr, flush=True)
+
+    def alive(self) -> None:
+        """Say that the step works, where there is no progress to tell: the watchdog ends one that is silent."""
+        now = time.monotonic()
+        if now - self._last_sign >= ALIVE_SECONDS:
+            self._last_sign = now
+            self.event("alive")
 
     def log_metrics(self, at: int, values: Mapping[str, float]) -> None:
         """One point of the step's curves: `at` counts optimiser steps (or items), names are TRL's."""

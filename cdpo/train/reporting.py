@@ -35,6 +35,12 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.step.progress(state.global_step, state.max_steps, **self.shown)
 
+    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+        self.step.alive()
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        self.step.alive()
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         values = {name: float(value) for name, value in logs.items()}
         if "loss" in values:

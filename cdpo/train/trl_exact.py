@@ -182,6 +182,7 @@ class Exact(Resumable):
                 places = own[start : start + size]
                 batch = self._prepare_inputs(self.batches.collate([rows[at] for at in places or part[-1:]]))
                 found.extend(zip(places, score(batch)[: len(places)], strict=True))
+                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return gather_object(found) if self.args.world_size > 1 else found
 
     # TRL would tokenise, truncate and add EOS; rows that are token ids already are as they shall be.

@@ -28,6 +28,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 
 from cdpo.errors import StepError
 from cdpo.files import read_json, write_json
+from cdpo.memory import ran_out
 from cdpo.train.batches import GlobalBatches
 
 RUNNING = "running.json"
@@ -224,9 +225,9 @@ def _readable(folder: str | None) -> Iterator[None]:
     """Say of what is raised while a checkpoint is loaded that it is the checkpoint's fault; a full device is not."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if ran_out(error):
+            raise
         raise Unreadable(f"{folder}: it cannot be loaded: {_one_line(error)}") from error
 
 

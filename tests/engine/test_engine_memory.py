@@ -62,6 +62,7 @@ def test_what_allocators_say_is_understood(bench, said: str, begun: int) -> None
     assert bench.told()[("begin", "a")] == begun
 
 
+@pytest.mark.slow
 def test_a_rank_without_memory_halves_the_rows_of_all(bench) -> None:
     plan = hungry(bench, rows=8, fit=4, rank=1)
     code, _ = bench.run(modules=MODULES, devices={"pipelines": {"HUNGRY": {"processes": 2}}})

@@ -44,13 +44,14 @@ def test_its_lock_is_free_and_the_next_execute_makes_it(bench) -> None:
     assert of_kind(events, "step_done")
 
 
-@pytest.mark.parametrize("minutes", [MINUTES, None])
+@pytest.mark.parametrize("minutes", [MINUTES, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_slow_step_is_let_be(bench, minutes) -> None:
     """Twice as long as the threshold in all, and never so long without a line."""
     bench.plan({"slow": []}, slow={"pipeline": "SILENT", "lines": 6, "pause": 2.0})
     assert bench.run(modules=MODULES, devices=devices(minutes))[0] == 0
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_takes_the_others_along(bench) -> None:
     bench.plan({"ranks": []}, ranks={"pipeline": "SILENT", "silent_rank": 1})
     code, events = bench.run(modules=MODULES, devices=devices(30 / 60, processes=2))

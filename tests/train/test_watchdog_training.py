@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from cdpo.pipelines.dpo import run as run_dpo
 from cdpo.pipelines.sail import run as run_sail
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from endings import ALWAYS, NEVER, device, ending
 
-from cdpo.config.watchdog import Watchdog
 from cdpo.data import playground
 from cdpo.data.prepared import write_split
 from cdpo.errors import StepError
@@ -20,12 +18,6 @@ DPO = {"beta": 0.1, "learning_rate": 5e-3, "batch_size": 8, "lr_scheduler_type":
 RM = {"learning_rate": 5e-3, "batch_size": 8, "lr_scheduler_type": "constant"}
 SAIL = {"beta": 0.1, "p": 0.9, "pi": 0.1, "learning_rate": 1e-5, "batch_size": 8, "max_new_tokens": 12}
 DIVERGING = {**DPO, "learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0.0}
-#: ends every answer at once, or never
-ALWAYS, NEVER = 1.0, -1.0
-
-
-def device(**thresholds: Any) -> dict[str, Any]:
-    return {"watchdog": {**Watchdog().model_dump(), **thresholds}}
 
 
 def changed(world, folder: Path, change, rows: int = 45) -> Path:
@@ -42,22 +34,6 @@ def same(row: dict[str, Any]) -> dict[str, Any]:
 def telling(row: dict[str, Any]) -> dict[str, Any]:
     """The rejected response says that it is one."""
     return {**row, "rejected": [{"role": "assistant", "content": "without without without"}]}
-
-
-def ending(base: Path, folder: Path, sign: float) -> Path:
-    """A policy that gives the end token with probability 1 (ALWAYS) or 0 (NEVER), whatever stands before it."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
-    with torch.no_grad():
-        model.model.embed_tokens.weight.fill_(1.0)
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        model.lm_head.weight[tokenizer.eos_token_id] = sign
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_a_loss_that_is_no_number_ends_the_step(world, sft) -> None:
@@ -139,3 +115,13 @@ def test_what_is_counted_is_in_the_checkpoint(world, sft, tmp_path) -> None:
     with pytest.raises(StepError, match=r"at optimiser step 5 .* as in the 5 steps up to here"):
         run_dpo(step)
     assert "goes on from optimiser step 2" in (step.work / "events.jsonl").read_text()
+
+
+def test_long_scoring_is_no_silence(world, monkeypatch) -> None:
+    """Before and after training rows are scored, which has no progress to tell: a sign of life at least so often."""
+    monkeypatch.setattr("cdpo.step.ALIVE_SECONDS", 0.0)
+    work, summary = world.run("RM", {**RM, "max_steps": 1, "batch_size": 16}, device={"micro_batch": 4})
+    signs = [event["event"] for event in read_json_lines(work / "events.jsonl")]
+    scored = 3 + 3 + 3  # eval before training; eval and tune after it: 10 or 12 rows, four at a time
+    assert signs.count("alive") == scored + 3, "and every micro-batch but the last of the optimiser step"
+    assert summary["optimiser_steps"] == 1
