@@ -5,6 +5,7 @@ The step then goes on from its last checkpoint, or its last response.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ def may_fit(work: Path, error: OutOfMemory) -> bool:
 def begin(work: Path, error: OutOfMemory, environment: Mapping[str, str], held: Iterable[int]) -> NoReturn:
     """Begin the step of `work` again with half as many rows; `held` are the descriptors of its lock and leases."""
     assert error.rows is not None
+    # from here on a signal to stop need not be answered: nothing is lost
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     described = read_json(work / "step.json")
     described["device"]["halved"] = True
     described["out_of_memory"] = {"rows": error.rows, "said": error.said}
