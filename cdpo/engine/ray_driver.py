@@ -172,4 +172,6 @@ def _line(said: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    code = main(*sys.argv[1:])
+    # Ray's own way out waits for a cluster that may be gone
+    os._exit(code)

@@ -3,6 +3,7 @@
 What is killed here: whoever submitted, a step's worker, the Ray worker around it, the actor, a node, the head.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -69,16 +70,21 @@ def test_nobody_listens(tmp_path):
 
 @pytest.mark.slow
 def test_no_cluster_is_started_behind_the_users_back(tmp_path, monkeypatch):
-    if any("gcs_server" in (path / "cmdline").read_text() for path in _processes()):
+    if heads():
         pytest.skip("another Ray runs on this machine, and `auto` would find it")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UsageError, match="ray start --head"):
         Ray(Store(tmp_path), Devices(engine="ray")).living()
-    assert not any("gcs_server" in (path / "cmdline").read_text() for path in _processes())
+    assert not heads()
 
 
-def _processes():
-    return [path for path in Path("/proc").iterdir() if path.name.isdigit() and (path / "cmdline").exists()]
+def heads():
+    """How many Ray clusters have their head on this machine."""
+    count = 0
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            count += (entry / "cmdline").read_bytes().split(b"\0")[0].endswith(b"/gcs_server")
+    return count
 
 
 # with one
@@ -347,7 +353,7 @@ def test_stop_ends_jobs_by_sigterm_and_the_next_execution_goes_on(room, tmp_path
     execution = room.execute()
     assert room.begun("a")
     worker = room.worker("a")
-    assert set(stop(room.backend(), room.bench.store)) == set(plan.steps)
+    assert set(stop(room.backend())) == set(plan.steps)
     assert wait_for(lambda: gone(worker), 10)
     assert room.finish(execution)[0] == 1
     assert room.backend().living() == {}
@@ -372,7 +378,7 @@ def test_a_stopped_worker_may_write_its_checkpoint(room, tmp_path):
     room.bench.plan({"a": []})
     execution = room.execute(modules={"TRIVIAL": str(tmp_path / "obedient.py")})
     assert room.begun("a")
-    stop(room.backend(), room.bench.store)
+    stop(room.backend())
     assert wait_for(lambda: room.bench.told()["saved", "a"], 20)
     assert room.finish(execution)[0] == 1
 
@@ -448,6 +454,46 @@ def test_an_actor_that_is_killed_for_good_takes_its_jobs_along_and_they_are_queu
     assert all(room.bench.told()["begin", name] == 1 for name in "bcd")
     queued = [event for _, events in ended for event in of_kind(events, "step_queued")]
     assert sum(not event["found"] for event in queued) == 8, "each is submitted again by one of the two"
+
+
+@pytest.mark.slow
+def test_the_job_of_a_parent_that_failed_takes_down_its_own(room):
+    plan = room.bench.plan({"a": [], "b": ["a"], "c": ["b"]}, a={"raise": "no"})
+    backend, ids = room.backend(), []
+    for step in plan.steps.values():
+        parents = {parent: plan.steps[parent] for parent in step.parents}
+        job.describe(room.bench.store, step, backend.devices, str(HERE / "trivial.py"), parents)
+        ids.append(backend.submit(step, job.command(room.bench.store, step.key), ids[-1:]))
+    assert wait_for(lambda: {each.kind for each in backend.look(ids).values()} == {"ended"}, 30)
+    assert [each.orphaned for each in backend.look(ids).values()] == [False, True, True]
+    late = backend.submit(step, job.command(room.bench.store, step.key), ids[:1])
+    assert backend.look([late])[late].orphaned
+    assert backend.living() == {}
+
+
+@pytest.mark.slow
+def test_a_job_is_taken_once_however_often_it_is_handed_in(room, tmp_path):
+    plan = room.bench.plan({"a": []}, a={"gate": str(tmp_path / "gate")})
+    (step,) = plan.steps.values()
+    backend = room.backend()
+    job.describe(room.bench.store, step, backend.devices, str(HERE / "trivial.py"), {})
+    handed = []
+    asked = backend._ask
+    backend._ask = lambda *request: handed.append(request) or asked(*request)
+    backend.submit(step, job.command(room.bench.store, step.key), [])
+    asked(*handed[0])
+    (tmp_path / "gate").touch()
+    assert wait_for(lambda: backend.living() == {}, 30)
+    assert room.bench.told()["begin", "a"] == 1
+
+
+@pytest.mark.slow
+def test_auto_finds_the_cluster_of_this_machine_and_stays_with_it(room):
+    if heads() > 1:
+        pytest.skip("another Ray runs on this machine, and `auto` may find that")
+    backend = room.backend(ray={"address": "auto"})
+    assert backend.living() == {}
+    assert backend._address == room.cluster.address
 
 
 @pytest.mark.slow
