@@ -74,7 +74,8 @@ def main(root: Path, key: str) -> None:
     work = launch.describe(
         store, step, launch.local_inputs(step, store.work(key), parents), described["module"], device
     )
-    attempt, _, stream = launch.open_log(work)
+    attempt, log, stream = launch.open_log(work)
+    print(f"{step.label}: its output goes to {log}", flush=True)
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)
     for descriptor in lock.descriptors:

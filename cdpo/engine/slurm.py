@@ -141,8 +141,8 @@ class Slurm:
             "setup": setup(params.setup),
             "teardown": teardown(),
             "use_srun": wanted.nodes == 1,
-            # srun does not take these over from sbatch, the cores since SLURM 22.05
-            "srun_args": [f"--cpus-per-task={cpus}", "--open-mode=append"],
+            # since SLURM 22.05 srun does not take this over from sbatch
+            "srun_args": [f"--cpus-per-task={cpus}"],
         }
         return {**found, "additional_parameters": {name: value for name, value in more.items() if value is not False}}
 

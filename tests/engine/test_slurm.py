@@ -259,6 +259,22 @@ def test_a_cancelled_job_stays_cancelled(bench, cluster, gate):
     assert run(bench)[0] == 0
 
 
+def test_a_job_that_is_still_ending_is_waited_for_and_not_watched(bench, cluster, gate):
+    bench.plan({"a": []}, a={"gate": str(gate), "deaf": True})
+    first = execute(bench)
+    assert began(bench, "a")
+    first.kill()
+    first.wait()
+    # until SLURM kills it, its worker lives on
+    cluster.ask("scancel", job_of(cluster, "a"), check=True)
+    second = execute(bench)
+    assert began(bench, "a", times=2)
+    gate.touch()
+    code, events = bench.finish(second)
+    assert code == 0
+    assert [event["found"] for event in of_kind(events, "step_queued")] == [False]
+
+
 def test_stop_cancels_and_the_next_execution_begins_again(bench, cluster, gate):
     plan = bench.plan(DIAMOND, a={"gate": str(gate)})
     first = execute(bench)

@@ -155,7 +155,7 @@ def test_what_a_job_asks_for(tmp_path, commands, monkeypatch):
     }  # fmt: skip
     assert not any("wckey" in flag for flag in flags)
     (worker,) = (line for line in lines if line.startswith("srun"))
-    assert worker.endswith("--cpus-per-task=12 --open-mode=append python -m 'x y'")
+    assert worker.endswith("--cpus-per-task=12 python -m 'x y'")
     setup = lines.index("module load cuda")
     assert lines[setup + 1] == "export PYTHONPATH='/my modules'"
     assert setup < lines.index(worker)
