@@ -50,8 +50,8 @@ def refuse_unshardable(device: Device, params: TrainingParams, compute: str) -> 
         why = f"adafactor looks at whole matrices, of which {kind} gives a process a part: take another optim"
     elif params.quantization is not None:
         why = f"{kind} shares out no quantised weights: leave quantization out of the task"
-    elif compute == "fp16" and kind == "DEEPSPEED":
-        why = "DeepSpeed does not scale losses for fp16 as torch does: write `dtype: bf16` in the task"
+    elif compute == "fp16":
+        why = f"{kind} scales losses for fp16 in a way of its own: write `dtype: bf16` in the task"
     if why is not None:
         raise StepError(f"{why}, or leave accelerate_config out of devices.yaml (plain data parallelism)")
 
@@ -65,7 +65,7 @@ def obey(trainer: Any, device: Device, compute: str) -> None:
     if kind == "DEEPSPEED":
         _obey_deepspeed(trainer, device, compute)
     elif kind == "FSDP":
-        _obey_fsdp(state.fsdp_plugin, device)
+        _obey_fsdp(trainer, device, compute)
     trainer.in_step = cuts_weights(device) and device.processes > 1
 
 
@@ -96,15 +96,19 @@ def _obey_deepspeed(trainer: Any, device: Device, compute: str) -> None:
     forget_parts()
 
 
-def _obey_fsdp(plugin: Any, device: Device) -> None:
+def _obey_fsdp(trainer: Any, device: Device, compute: str) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
+    plugin = trainer.accelerator.state.fsdp_plugin
     if plugin.fsdp_version != device.fsdp_version:
-        raise StepError(
-            f"devices.yaml asks for FSDP {device.fsdp_version}, and accelerate made FSDP {plugin.fsdp_version}"
-        )
-    # autocast chooses the types, as everywhere; FSDP's own would round the weights and the sums of gradients
+        raise StepError(f"devices.yaml asks for FSDP {device.fsdp_version}, and accelerate gave {plugin.fsdp_version}")
+    # FSDP's own mixed precision would round weights and sums of gradients, and in its place accelerate leaves out
+    # autocast, which chooses the types everywhere else
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    if compute != "fp32":
+        trainer.autocast_smart_context_manager = functools.partial(
+            torch.autocast, trainer.args.device.type, DTYPES[compute]
+        )
 
 
 @contextlib.contextmanager
