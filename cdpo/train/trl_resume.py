@@ -174,6 +174,10 @@ class Resumable:
         if folder is not None and (Path(folder) / RUNNING).exists():  # Trainer's own checkpoint has none
             said = read_json(Path(folder) / RUNNING)
             self._kept, self._finished = said["ranks"], said["finished"]
+        if folder is not None and self.state.best_global_step is not None:
+            # it is beside this one, wherever that is now
+            best = Path(folder).with_name(f"checkpoint-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         return found
 
     def _run_epoch(self: Any, *args: Any, **options: Any) -> Any:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from cdpo import files
 from cdpo.files import read_json
+from cdpo.store import Store
 from cdpo.train import checkpoint_files
 from cdpo.train.trl_resume import OPTIMIZER, STATE, Resumable
 
@@ -240,6 +241,21 @@ def test_the_best_one_is_gone_on_from_where_the_newest_is_damaged(world: Any, tm
     equal(quiet.made(), case.made())
 
 
+def test_a_store_may_move_between_two_attempts(world: Any, tmp_path: Path) -> None:
+    """The best checkpoint, here that of an earlier attempt, is found where it is, and not where it was."""
+    params = {**SFT, "learning_rate": 0.05, "lr_scheduler_type": "constant", "early_stopping_patience": 2}
+    params |= {"eval_steps": 2, "load_best_model_at_end": True}
+    quiet = Case(world, tmp_path / "whole", "SFT", params, device={"checkpoint_seconds": 1e9})
+    assert quiet.attempt() == 0, quiet.said()
+    assert quiet.made().summary["best_step"] == 4
+    case = Case(world, tmp_path / "store", "SFT", params)
+    killed_at(case, 7)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    case.store = Store(tmp_path / "elsewhere")
+    assert case.attempt() == 0, case.said()
+    equal(quiet.made(), case.made())
+
+
 def test_one_that_fails_when_it_is_loaded_does_so_once(whole: Case, broken: Case) -> None:
     """The step fails with the reason, and the next attempt is not given the same checkpoint."""
     folder = killed_at(broken, 4)
@@ -253,6 +269,7 @@ def test_one_that_fails_when_it_is_loaded_does_so_once(whole: Case, broken: Case
     reason = read_json(broken.work / "failure.json")["reason"]
     assert "checkpoint-3: it cannot be loaded: UnpicklingError" in reason
     assert "It was removed; the next `cdpo execute` goes on without it" in reason
+    assert not folder.exists()
     assert broken.attempt() == 0, broken.said()
     equal(whole.made(), broken.made())
 

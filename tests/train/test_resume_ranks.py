@@ -7,18 +7,21 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, PartialState
 from resuming import KILLED, STOPPED, Case, Interrupt, Made, add, ended, equal, forked
+from sharding import devices_of
 from transformers import TrainerCallback
 
 from cdpo.engine import rank, ranks
 from cdpo.files import read_json
 from cdpo.store import publish
 from cdpo.train import checkpoints
+from tests.conftest import ROOT
 
 TWO = {"processes": 2, "distributed_type": "MULTI_CPU"}
 SFT = {"learning_rate": 1e-2, "batch_size": 8, "num_train_epochs": 2.0, "lr_scheduler_type": "cosine"}
@@ -137,44 +140,52 @@ def test_ranks_stop_together_and_one_goes_on_alone(world: Any, tmp_path: Path) -
     assert made.summary["train_loss"] == pytest.approx(expected.summary["train_loss"], rel=1e-4)
 
 
-@pytest.mark.slow
-def test_a_worker_stops_its_ranks(world: Any, tmp_path: Path) -> None:
-    """torchrun and all: SIGTERM to the worker, a checkpoint by the ranks, 143, no failure; then killed; then done."""
-    params = {**SFT, "num_train_epochs": 40.0}
-    alone = Pair(world, tmp_path / "whole", "SFT", params, device={**TWO, "checkpoint_seconds": 1e9})
-    assert alone.attempt() == 0, alone.said()
-    case = Case(world, tmp_path / "store", "SFT", params, device={**TWO, "checkpoint_seconds": 1.0})
+class Launched(Case):
+    """A step whose worker is started as the engine starts it, with its launcher and ranks."""
 
-    def worker() -> subprocess.Popen[bytes]:
-        case.describe()
-        case.describe()
-        environment = {**os.environ, "CDPO_LAUNCH": json.dumps({"attempt": case.attempts})}
-        with open(case.work / f"attempt-{case.attempts}.log", "wb") as log:
+    def start(self) -> "subprocess.Popen[bytes]":
+        self.describe()
+        environment = {**os.environ, "CDPO_LAUNCH": json.dumps({"attempt": self.attempts}), "CUDA_VISIBLE_DEVICES": ""}
+        with open(self.work / f"attempt-{self.attempts}.log", "wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "cdpo.engine.worker", case.work], stdout=log, stderr=log, env=environment
+                [sys.executable, "-m", "cdpo.engine.worker", self.work], stdout=log, stderr=log, env=environment
             )
 
-    def trains(process: subprocess.Popen[bytes], beyond: int) -> bool:
-        deadline = time.monotonic() + 200
+    def trains(self, process: "subprocess.Popen[bytes]", beyond: int) -> bool:
+        """Wait for a whole checkpoint of an optimiser step after `beyond`."""
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and process.poll() is None:
-            if case.checkpoints and case.checkpoints[-1] > beyond:
+            whole = (self.work / "ckpt").glob("checkpoint-*/complete.json")
+            if max((int(each.parent.name.split("-")[1]) for each in whole), default=0) > beyond:
                 return True
             time.sleep(0.05)
         return False
 
-    process = worker()
-    assert trains(process, 0), case.said()
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [None, "zero2", "zero3"])
+def test_a_worker_stops_its_ranks(world: Any, tmp_path: Path, launcher: str | None) -> None:
+    """torchrun and all: SIGTERM to the worker, a checkpoint by the ranks, 143, no failure; then killed; then done."""
+    wanted: dict[str, Any] = {"processes": 2, "micro_batch": 3}
+    if launcher is not None:
+        wanted["accelerate_config"] = str(ROOT / "configs" / "accelerate" / f"{launcher}.yaml")
+    device = asdict(devices_of(tmp_path, {"SFT": wanted}).device("SFT", None))
+    params = {**SFT, "num_train_epochs": 30.0}
+    alone = Launched(world, tmp_path / "whole", "SFT", params, device={**device, "checkpoint_seconds": 1e9})
+    assert alone.start().wait(500) == 0, alone.said()
+    case = Launched(world, tmp_path / "store", "SFT", params, device={**device, "checkpoint_seconds": 1.0})
+    process = case.start()
+    assert case.trains(process, 0), case.said()
     process.terminate()
     assert process.wait(120) == STOPPED, case.said()
     assert not (case.work / "failure.json").exists()
     assert "stopped after optimiser step" in case.notes()[-1]
     assert "Traceback" not in case.said()
     (stopped,) = case.checkpoints
-    process = worker()
-    assert trains(process, stopped), case.said()
+    process = case.start()
+    assert case.trains(process, stopped), case.said()
     process.kill()
     process.wait()
-    process = worker()
-    assert process.wait(300) == 0, case.said()
+    assert case.start().wait(500) == 0, case.said()
     equal(alone.made(), case.made())
     assert case.made().summary["resumed_from"][0] == stopped
