@@ -136,8 +136,19 @@ class BatchExecution:
         job.describe(self.store, step, self.devices, self.modules.get(step.pipeline), parents)
         for name in ("failure.json", "proc.json"):
             (self.store.work(key) / name).unlink(missing_ok=True)
+        self._free(key)
         after = [self.watched[parent].id for parent in step.parents if parent in self.watched]
         self._watch_job(key, self.backend.submit(step, job.command(self.store, key), after), found=False)
+
+    def _free(self, key: str) -> None:
+        """Release what jobs that are over claim of the step: where locks are claims, only this tells that they ended.
+
+        Else the new job would wait for ever for one whose node went down.
+        """
+        claiming = self.store.claiming_jobs(key)
+        for id, state in (self.backend.look(sorted(claiming)) if claiming else {}).items():
+            if state.kind in ("ended", "unknown"):
+                self.store.release_claim(key, id, f"the batch system says that it is over {state.reason}".rstrip())
 
     def _watch_job(self, key: str, id: str, found: bool) -> None:
         self.watched[key] = Watched(id, Follower(self.store.work(key) / "events.jsonl"))

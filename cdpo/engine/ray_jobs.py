@@ -216,6 +216,7 @@ def make(jobs: Any, job: Job, *parents: None) -> None:
             process = subprocess.Popen(
                 # the Python and the environment variables of this node, not of whoever submitted
                 [sys.executable, *job.command[1:]],
+                env={**os.environ, "CDPO_JOB_ID": job.id},
                 stdin=subprocess.DEVNULL,
                 stdout=words,
                 stderr=subprocess.STDOUT,

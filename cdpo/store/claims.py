@@ -168,7 +168,7 @@ def acquire(path: Path, wait: bool = False) -> Claim | None:
                     raise
             if (path / me.name).exists() or _take_over(path, me):
                 return Claim(path, me)
-            if _entries(path) == []:
+            if path.is_dir() and _entries(path) == []:
                 _remove_empty(path)
                 continue
             if not wait:
@@ -259,6 +259,9 @@ def _rename(old: Path, new: Path) -> None:
 def _entries(path: Path) -> list[str]:
     try:
         return sorted(os.listdir(path))
+    except NotADirectoryError:
+        # locked by flock
+        return []
     except OSError as error:
         if error.errno in GONE:
             return []

@@ -104,7 +104,7 @@ class Bench:
                 os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(condition, seconds=10.0):
+def wait_for(condition, seconds=30.0):
     """Whether `condition()` became true in time."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from engine_bench import HERE, of_kind, wait_for
 
 from cdpo.engine import job
 from cdpo.files import read_json_lines
+from cdpo.store.claims import Owner
 
 DIAMOND = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
 
@@ -172,3 +174,20 @@ def test_the_jobs_file_names_all_that_a_job_needs(bench, system):
     described = json.loads(Path(bench.store.root / "jobs" / f"{next(iter(plan.steps))}.json").read_text())
     assert described["step"]["name"] == "a"
     assert described["devices"]["gpus"] == []
+
+
+def test_a_step_that_an_ended_job_still_claims_is_freed(bench, system):
+    """Its node went down, and from no other machine can that be seen; the batch system knows."""
+    plan = bench.plan({"a": []}, a={"refuse": "no"})
+    assert bench.run(batch=True)[0] == 1
+    key = next(iter(plan.steps))
+    lost = replace(Owner.here(), host="node7", boot="b", machine="m", job="0001")
+    lock = bench.store.lock_path(key)
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    (lock / lost.name).touch()
+    code, events = bench.run(batch=True)
+    assert code == 1
+    assert "no" in of_kind(events, "step_failed")[0]["reason"]
+    notes = [each["text"] for each in read_json_lines(bench.store.events) if each["event"] == "note"]
+    assert notes == ["freed from job 0001: the batch system says that it is over exit 1"]

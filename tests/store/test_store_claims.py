@@ -35,6 +35,16 @@ def claimed_by(path, **other):
     return owner
 
 
+def wait_for(condition, seconds):
+    """Whether `condition()` became true in time."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if condition():
+            return True
+        time.sleep(0.005)
+    return False
+
+
 def python(code, *arguments, **options):
     """A process that runs `code` with claims in the place of flock."""
     code = "import sys; from cdpo.store import Store, claims, locks; locks.has_flock = lambda folder: False\n" + code
@@ -63,7 +73,7 @@ while True:
         descriptor = os.open(held, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         maker = held.read_text()
-        assert not (maker and os.path.exists(f"/proc/{maker}")), f"{maker} holds it too"
+        assert not (maker and claims._stat(int(maker))), f"{maker} holds it too"
         descriptor = os.open(held, os.O_TRUNC | os.O_WRONLY)
     os.write(descriptor, str(os.getpid()).encode())
     time.sleep(0.001)
@@ -75,22 +85,19 @@ while True:
 """
     held = tmp_path / "held"
     takers = [python(code, path, held, stderr=subprocess.PIPE) for _ in range(4)]
-    killed = 0
-    while killed < 25:
-        time.sleep(rng.uniform(0.02, 0.15))
+    turns = tmp_path / "held.turns"
+    turns.touch()
+    for _ in range(25):
+        before = turns.stat().st_size
+        assert wait_for(lambda before=before: turns.stat().st_size > before, 20), "nobody gets the claim any more"
+        time.sleep(rng.uniform(0.0, 0.05))
         place = rng.randrange(4)
-        if takers[place].poll() is None:
-            takers[place].kill()
-            killed += 1
+        takers[place].kill()
         assert takers[place].communicate()[1] == b""
         assert takers[place].returncode == -signal.SIGKILL
         takers[place] = python(code, path, held, stderr=subprocess.PIPE)
-    before = len((tmp_path / "held.turns").read_text())
-    assert before > 25
-    limit = time.monotonic() + 20
-    while len((tmp_path / "held.turns").read_text()) < before + 10:
-        assert time.monotonic() < limit, "nobody gets the claim any more"
-        time.sleep(0.01)
+    before = turns.stat().st_size
+    assert wait_for(lambda: turns.stat().st_size > before + 10, 20), "nobody gets the claim any more"
     for taker in takers:
         taker.kill()
         assert taker.communicate()[1] == b""
@@ -169,9 +176,7 @@ def test_a_claim_lasts_while_anything_of_its_owners_session_lives(tmp_path):
     worker.stdout.close()
     assert claims.acquire(tmp_path / "x.lock") is None
     os.kill(left, signal.SIGKILL)
-    limit = time.monotonic() + 5
-    while claims.acquire(tmp_path / "x.lock") is None:
-        assert time.monotonic() < limit
+    assert wait_for(lambda: claims.acquire(tmp_path / "x.lock") is not None, 5)
 
 
 def test_claims_of_other_machines_are_held_and_told(store):
@@ -224,6 +229,12 @@ def test_pids_of_another_container_are_not_judged(store):
     assert store.lock(KEY) is None
 
 
+def test_a_pid_that_another_process_has_by_now_is_no_holder(store):
+    claimed_by(store.lock_path(KEY), start=1)
+    assert not store.is_locked(KEY)
+    assert store.lock(KEY) is not None
+
+
 def test_a_step_is_claimed_while_a_rank_lives(store):
     lock = store.lock(KEY)
     one, other = (locks.acquire(store.alive_path(KEY), shared=True, wait=True) for _ in "ab")
@@ -255,7 +266,13 @@ def test_flock_and_claims_are_never_held_at_once(tmp_path, monkeypatch):
         assert store.is_locked(KEY)
         with pytest.raises(CdpoError, match="locked by flock, from a machine where this file system is a local disk"):
             store.lock(KEY)
-    store.unlock(KEY, lock)
+        assert claims.acquire(store.lock_path(KEY)) is None
+        assert store.claiming_jobs(KEY) == set()
+        assert not store.release_claim(KEY, "4711", "it ended")
+        lock.release()
+        # whether it is, nobody can tell here
+        assert store.is_locked(KEY)
+    store.unlock(KEY, store.lock(KEY))
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(locks, "has_flock", lambda folder: False)
         claim = store.lock(KEY)
