@@ -216,7 +216,8 @@ def make(jobs: Any, job: Job, *parents: None) -> None:
             process = subprocess.Popen(
                 # the Python and the environment variables of this node, not of whoever submitted
                 [sys.executable, *job.command[1:]],
-                env={**os.environ, "CDPO_JOB_ID": job.id},
+                # for its claims, where locks are such: Ray tries a job again when its node is lost
+                env={**os.environ, "CDPO_JOB_ID": job.id, "CDPO_JOB_START": str(time.time_ns())},
                 stdin=subprocess.DEVNULL,
                 stdout=words,
                 stderr=subprocess.STDOUT,

@@ -34,7 +34,8 @@ PAUSE = 0.02
 PREPARED = ".claim-"
 #: names of a batch system's job, by where it is told: the system's own variable, or ours where it has none
 JOB_VARIABLES = ("CDPO_JOB_ID", "SLURM_JOB_ID")
-RESTARTS = "SLURM_RESTART_COUNT"
+#: which start of the job this is: a number that grows
+START_VARIABLES = ("CDPO_JOB_START", "SLURM_RESTART_COUNT")
 
 #: answers to a rename whose place is taken: a folder with an entry, a file, or (on SMB) any folder
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
@@ -59,8 +60,8 @@ class Owner:
     start: int
     #: of a batch system; "" outside of one
     job: str
-    #: how often that job was started again
-    restart: int
+    #: which start of that job
+    job_start: int
     #: tells the claims of one process apart
     count: int
 
@@ -80,7 +81,7 @@ class Owner:
             pid=pid,
             start=stat[1],
             job=_plain(job),
-            restart=int(os.environ.get(RESTARTS) or 0),
+            job_start=int(next((os.environ[name] for name in START_VARIABLES if os.environ.get(name)), "0")),
             count=next(_count),
         )
 
@@ -89,8 +90,8 @@ class Owner:
         """The owner that an entry names; None where it is no owner's."""
         fields = name.split("~")
         try:
-            host, boot, machine, space, pid, start, job, restart, count = fields
-            return cls(host, boot, machine, space, int(pid), int(start), job, int(restart), int(count))
+            host, boot, machine, space, pid, start, job, job_start, count = fields
+            return cls(host, boot, machine, space, int(pid), int(start), job, int(job_start), int(count))
         except ValueError:
             return None
 
@@ -110,7 +111,7 @@ class Owner:
             # the machine was started again since
             return True
         # a batch system starts a job again only when it has ended
-        return bool(self.job) and self.job == me.job and self.restart < me.restart
+        return bool(self.job) and self.job == me.job and self.job_start < me.job_start
 
 
 @dataclass(frozen=True)

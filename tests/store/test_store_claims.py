@@ -210,7 +210,7 @@ def test_a_job_that_is_started_again_takes_over_its_own_claim_alone(store, monke
     assert store.lock(KEY) is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     lock = store.lock(KEY)
-    assert lock.owner.restart == 1
+    assert lock.owner.job_start == 1
     store.unlock(KEY, lock)
     claimed_by(store.lock_path(KEY), **elsewhere, job="4712")
     assert store.lock(KEY) is None
