@@ -13,6 +13,11 @@ import pytest
 import slurm_cluster
 from engine_bench import of_kind, wait_for
 
+from cdpo.config.devices import Devices
+from cdpo.engine.process import identity
+from cdpo.engine.slurm import Slurm
+from cdpo.plan.graph import PlannedStep
+from cdpo.store import Store
 from tests.conftest import run_cdpo, write_project
 
 pytestmark = [
@@ -122,6 +127,21 @@ def test_stop_ends_the_jobs_that_a_killed_execution_left(cluster, project, execu
     assert run_cdpo("stop", cwd=folder).stdout == "nothing runs in this store\n"
     # it saved what it had
     assert list((folder / ".cdpo").glob("work/*/ckpt/checkpoint-*/complete.json")), told_by(folder)
+
+
+def test_a_worker_beside_its_launchers_ends_with_its_job(cluster, project, tmp_path):
+    devices = {"engine": "slurm", "gpus": [], "pipelines": {"SFT": {"processes": 2, "nodes": 2}}}
+    backend = Slurm(Store(tmp_path / "store"), Devices.model_validate(devices))
+    step = PlannedStep("ab" * 32, "SFT", "deaf", 1, {}, {}, 0)
+    deaf = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(99)"
+    job = backend.submit(step, [sys.executable, "-c", deaf], [])
+    assert wait_for(lambda: backend.look([job])[job].kind == "running", 30)
+    log = backend.look([job])[job].log
+    assert wait_for(lambda: log.exists() and log.read_text().endswith("\n"), 30)
+    cluster.ask("scancel", job, check=True)
+    assert wait_for(lambda: backend.look([job])[job].kind == "ended", 40)
+    with pytest.raises(ProcessLookupError):
+        identity(int(log.read_text().split()[0]))
 
 
 def told_by(folder):
