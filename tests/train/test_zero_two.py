@@ -1,7 +1,6 @@
 """DeepSpeed ZeRO on two processes (gloo), through the worker, against plain data parallelism: the same training."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from sharding import ENVIRONMENT, Made, describe, make
+from sharding import Made, describe, environment, make, same
 from transformers import AutoModelForCausalLM
 
 from cdpo.models import load_policy
@@ -21,7 +20,6 @@ PARAMS = {"learning_rate": 1e-2, "batch_size": 32, "num_train_epochs": 2.0, "max
 DPO = {**PARAMS, "beta": 0.1, "loss_type": ["sigmoid", "sft"]}
 LORA = {"lora": {"r": 4, "lora_alpha": 8.0}}
 EVALUATED = {"eval_steps": 1, "load_best_model_at_end": True}
-COMPARED = {"loss", "eval_loss", "rewards/margins", "grad_norm", "num_tokens", "learning_rate", "sail/preference"}
 
 
 def trained(world: Any, folder: Path, pipeline: str, params: dict[str, Any], launcher: str | None, **inputs) -> Made:
@@ -29,18 +27,6 @@ def trained(world: Any, folder: Path, pipeline: str, params: dict[str, Any], lau
     wanted = {"processes": 2, "micro_batch": 3, "accelerate_config": launcher}
     work = describe(world, folder, pipeline, params, wanted, **inputs)
     return Made(work, make(work))
-
-
-def same(one: Made, other: Made, tolerance: float) -> None:
-    """The same losses and norms of gradients at each step, and the same scores of each row afterwards."""
-    assert [each["step"] for each in one.curve] == [each["step"] for each in other.curve]
-    for mine, theirs in zip(one.curve, other.curve, strict=True):
-        assert mine.keys() == theirs.keys()
-        for name in mine.keys() & COMPARED:
-            assert theirs[name] == pytest.approx(mine[name], rel=tolerance, abs=tolerance), (mine["step"], name)
-    assert one.scores["prompt_id"].equals(other.scores["prompt_id"])
-    for name in {"loss", "rewards/margins", "rm/margin"} & set(one.scores.column_names):
-        assert abs(one.scores[name].to_numpy() - other.scores[name].to_numpy()).max() < 10 * tolerance, name
 
 
 def test_zero_two_trains_what_plain_data_parallelism_trains(world, tmp_path) -> None:
@@ -112,7 +98,7 @@ def test_a_stopped_training_goes_on_with_its_optimiser_state(world, tmp_path, la
     work = describe(world, tmp_path, "DPO", params, wanted)
     worker = subprocess.Popen(
         [sys.executable, "-m", "cdpo.engine.worker", str(work)],
-        env={**os.environ, **ENVIRONMENT},
+        env=environment(work),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
