@@ -1,7 +1,6 @@
 """One `execute`: starts steps as their parents finish, watches workers (its own and adopted ones), reports."""
 
 import contextlib
-import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cdpo import disk
 from cdpo.engine import launch, supervisors
 from cdpo.engine.agenda import Agenda
+from cdpo.engine.custody import Custody
 from cdpo.engine.display import Display
 from cdpo.engine.eta import Estimate
 from cdpo.engine.outcome import Outcome
@@ -24,14 +24,11 @@ from cdpo.engine.slots import Place, Slots
 from cdpo.engine.watch import failure, proc
 from cdpo.stopping import STOPPED
 from cdpo.store import Store
-from cdpo.store.locks import Lock
 
 if TYPE_CHECKING:
     from cdpo.config.devices import Devices
     from cdpo.plan.graph import Plan
 
-#: a finished step: its folder, and the seconds that it took
-Finished = tuple[Path, float]
 #: seconds that workers have to stop after the first Ctrl+C
 GRACE = 15.0
 #: seconds without any GPU before that is told
@@ -60,6 +57,7 @@ class Execution:
         self.adopted: dict[str, Adopted] = {}
         #: orphans whose worker died unseen, and that were started again
         self.retried: set[str] = set()
+        self.custody = Custody(self.reporter, selection)
         self.remains = Remains(self.reporter)
         self.sight = Sight(self.reporter)
         #: since when nothing runs for want of a GPU (time.monotonic); infinite once that is told
@@ -123,18 +121,10 @@ class Execution:
             self.reporter.emit("note", key, text="its weights were evicted and a step needs them, so it is made again")
         here = set(self.store.working())
         for key in (here | self.store.locked()) & chosen.cached.keys():
-            self._sweep(key)
+            self.custody.sweep(key)
         self.worked = here & set(chosen.todo)
         if chosen.todo:
             self.remains.look_for_earlier()
-
-    def _sweep(self, key: str) -> None:
-        """Remove what is left of the work on a finished step: its worker was killed while tidying."""
-        # in a read-only store it may stay
-        with contextlib.suppress(OSError):
-            lock = self.store.lock(key)
-            if lock is not None:
-                self._sweep_locked(key, lock)
 
     # starting
 
@@ -179,7 +169,7 @@ class Execution:
             self._failed(key, {"reason": f"its input {gone} was removed meanwhile; `cdpo execute` makes both"})
             return
         try:
-            lock, finished = self._take(key)
+            lock, finished = self.custody.take(key)
         except OSError as error:
             self.slots.give(place)
             self.agenda.begun(key)
@@ -191,7 +181,7 @@ class Execution:
             return
         if finished is not None:
             self.slots.give(place)
-            self._sweep_locked(key, lock)
+            self.custody.clear(key, lock)
             self._done(key, *finished)
             return
         device = self.devices.device(step.pipeline, place.card)
@@ -202,49 +192,13 @@ class Execution:
             started = launch.start(self.store, step, inputs, module, device, place, lock)
         except OSError as error:
             self.slots.give(place)
-            self._give_up(key, lock)
+            self.custody.give_up(key, lock)
             reason = disk.explained(error, self.store.root) or error
             self._failed(key, {"reason": f"its worker cannot be started: {reason}"})
             return
         self.running[key] = started
         facts = {"attempt": started.attempt, "pid": started.worker.pid, "log": str(started.log)}
         self.reporter.emit("step_started", key, slot=place.slot, place=place.label, **facts)
-
-    def _take(self, key: str) -> tuple[Lock | None, Finished | None]:
-        """The step's lock, or None where another has it; and the step, where that one has finished it meanwhile."""
-        lock = self.store.lock(key)
-        if lock is None:
-            return None, None
-        try:
-            return lock, self._usable(key)
-        except OSError:
-            lock.release()
-            raise
-
-    def _usable(self, key: str) -> Finished | None:
-        """The finished step. A damaged or evicted one is moved aside. Called with the step's lock."""
-        step = self.plan.steps[key]
-        path = self.store.look(step.pipeline, step.name, key)
-        if path is None:
-            return None
-        wrong = self.store.intact(path)
-        if wrong is not None:
-            aside = self.store.move_aside(path, "damaged")
-            self.reporter.emit("note", key, text=f"the damaged step was moved to {aside}")
-            return None
-        # an evicted one stays in its place until its successor is published
-        if key in self.selection.evicted and self.store.is_evicted(path):
-            return None
-        return path, self.store.manifest(path)["seconds"]
-
-    def _sweep_locked(self, key: str, lock: Lock) -> None:
-        shutil.rmtree(self.store.work(key), ignore_errors=True)
-        self._give_up(key, lock)
-
-    def _give_up(self, key: str, lock: Lock) -> None:
-        # given up it is in any case; its file may stay
-        with contextlib.suppress(OSError):
-            self.store.unlock(key, lock)
 
     def _tell_what_is_waited_for(self) -> None:
         """Say why nothing runs where all GPUs are in other hands; once for each time that it is so."""
@@ -291,21 +245,16 @@ class Execution:
             path = self.store.look(step.pipeline, step.name, key)
             each.events.moved_to(path)
             self.reporter.listen(key, each)
-            seconds = None
-            if path is not None and self.store.intact(path) is None and not self._still_evicted(key, path):
-                seconds = self.store.manifest(path)["seconds"]
+            finished = self.custody.published(key, path)
             # from here on nothing is read, so that a store that does not answer is asked all of it again
             del self.running[key]
             self.slots.give(each.place)
-            if path is not None and seconds is not None:
-                self._done(key, path, seconds)
+            if finished is not None:
+                self._done(key, *finished)
             elif self.signalled and code in (STOPPED, -signal.SIGTERM, -signal.SIGKILL):
                 self.agenda.interrupted(key)
             else:
                 self._failed(key, each.record(code))
-
-    def _still_evicted(self, key: str, path: Path) -> bool:
-        return key in self.selection.evicted and self.store.is_evicted(path)
 
     def _follow(self) -> None:
         """Adopted steps: each is done, or failed, or to be run, once nobody holds its lock any more."""
@@ -325,7 +274,7 @@ class Execution:
                     self.reporter.emit("note", key, text=f"{text} ({self.store.lock_told(key)})")
                 continue
             try:
-                finished = self._usable(key)
+                finished = self.custody.finished(key)
                 each.events.moved_to(finished and finished[0])
                 self.reporter.listen(key, each)
                 record = failure(each.work)
@@ -334,7 +283,7 @@ class Execution:
                 raise
             del self.adopted[key]
             if finished is not None:
-                self._sweep_locked(key, lock)
+                self.custody.clear(key, lock)
                 self._done(key, *finished)
                 continue
             lock.release()

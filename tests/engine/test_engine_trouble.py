@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import time
 
 import pytest
@@ -56,7 +57,14 @@ def test_what_a_failed_step_left_running_is_ended(bench, how):
 def test_a_lock_that_a_process_without_a_mark_still_holds_is_told(bench):
     bench.plan({"a": []}, a={"leave": "escapes"})
     assert bench.run()[0] == 1
-    code, events = bench.run()
+    second = bench.execute()
+    try:
+        assert bench.happened("note")
+    finally:
+        assert wait_for(lambda: bench.told()["escaped", "a"] == 1)
+        (escaped,) = [line.split()[2] for line in bench.diary.read_text().splitlines() if line.startswith("escaped")]
+        os.kill(int(escaped), signal.SIGKILL)
+        code, events = bench.finish(second)
     assert code == 1
     assert "still holds its lock" in of_kind(events, "note")[0]["text"]
 

@@ -1,4 +1,4 @@
-"""Leases on a real GPU, which takes one command: `make gpu-check`.
+"""Leases on a real GPU, by one command: `make gpu-check` (`pytest -s` with this file shows the times as well).
 
 Needs an NVIDIA GPU that nobody uses, and torch's CUDA build; elsewhere it is skipped and says why. The same rules are
 tested with a made-up driver in test_nvml.py and test_engine_gpus.py.
@@ -21,6 +21,8 @@ from cdpo.engine.watch import proc
 from cdpo.errors import CdpoError
 
 pytestmark = pytest.mark.gpu
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 #: seconds in which the driver must have taken back the memory of a killed process
 BACK = 20.0
@@ -73,7 +75,6 @@ def back(gpu):
     return time.monotonic() - began
 
 
-@pytest.mark.slow
 def test_the_driver_and_nvidia_smi_agree(gpu):
     wanted = ["nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
     rows = [line.split(", ") for line in subprocess.check_output(wanted, text=True).splitlines()]
@@ -83,7 +84,6 @@ def test_the_driver_and_nvidia_smi_agree(gpu):
         assert nvml.usage(gpu).total // 2**20 == pytest.approx(int(total), rel=0.02)
 
 
-@pytest.mark.slow
 def test_a_foreign_process_keeps_the_card_until_it_is_killed(gpu, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpu.uuid)
     other = hold(2)
@@ -104,7 +104,6 @@ def test_a_foreign_process_keeps_the_card_until_it_is_killed(gpu, monkeypatch):
     pool.give(place)
 
 
-@pytest.mark.slow
 def test_two_executions_share_one_card(gpu, on_gpu, bench):
     """Each step takes more than half of it: two at once would not fit."""
     gib = round(0.6 * nvml.usage(gpu).total / 2**30, 1)
@@ -116,7 +115,6 @@ def test_two_executions_share_one_card(gpu, on_gpu, bench):
     assert set(bench.told().values()) == {1}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("daemon", [False, True])
 def test_after_kill_9_the_card_is_given_on_when_its_memory_is_free(gpu, on_gpu, bench, daemon):
     gib = round(0.3 * nvml.usage(gpu).total / 2**30, 1)
@@ -140,7 +138,6 @@ def test_after_kill_9_the_card_is_given_on_when_its_memory_is_free(gpu, on_gpu, 
     assert bench.none_left(1)
 
 
-@pytest.mark.slow
 def test_an_execution_waits_for_a_foreign_process_and_then_goes_on(gpu, on_gpu, bench):
     bench.plan({"a": []}, a={"gib": 1})
     other = hold(2, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu.uuid})

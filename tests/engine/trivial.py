@@ -31,7 +31,8 @@ def leave(step, how):
     if how != "child":
         os.setsid()
     if how == "escapes":
-        os.execve("/bin/sleep", ["sleep", "4"], {})
+        tell(step, "escaped")
+        os.execve("/bin/sleep", ["sleep", "60"], {})
     signal.signal(signal.SIGTERM, lambda number, frame: tell(step, "told"))
     for _ in range(120):
         time.sleep(1)
