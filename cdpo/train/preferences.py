@@ -5,6 +5,7 @@ from typing import Any
 from cdpo.config.params import TrainingParams
 from cdpo.config.preferences import PreferenceParams
 from cdpo.data.prepared import read_split
+from cdpo.errors import StepError
 from cdpo.measured import micro_batch
 from cdpo.memory import at_once
 from cdpo.models import load_tokenizer, set_threads
@@ -20,6 +21,7 @@ from cdpo.train.losses import own_loss
 from cdpo.train.micro_batch import settle_micro_batch
 from cdpo.train.reporting import Samples
 from cdpo.train.rows import read_splits
+from cdpo.train.sharded import cuts_weights
 from cdpo.train.trainable import trainable_policy
 
 #: responses sampled, and texts rated, at once where devices.yaml says nothing
@@ -39,6 +41,11 @@ def train_preferences(step: Step, params: PreferenceParams) -> dict[str, Any]:
     adapter = step.input("model_adapter") if step.has("model_adapter") else None
     tokenizer = load_tokenizer(step.input("model"), adapter, params.template)
     mixture = _mixture(params)
+    if mixture.samples and cuts_weights(step.device):
+        raise StepError(
+            f"{step.pipeline} samples from the policy while it trains, which needs whole weights: name zero2.yaml in "
+            "place of its accelerate_config in devices.yaml"
+        )
     splits = read_splits(step, params, tokenizer, room=getattr(params, "room", 0))
     settle_micro_batch(step, params, splits)
     scorer = None
