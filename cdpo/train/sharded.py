@@ -89,7 +89,7 @@ def _obey_deepspeed(trainer: Any, device: Device, compute: str) -> None:
     settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     if compute != "fp32":
         # weights and gradients travel in fp32: DDP rounds neither
-        whole = {"lower_precision_safe_modules": []}
+        whole: dict[str, list[str]] = {"lower_precision_safe_modules": []}
         settings["torch_autocast"] = {"enabled": True, "dtype": str(DTYPES[compute]), **whole}
         # accelerate leaves precision to DeepSpeed's engine, which does not see the model when it is scored
         trainer.accelerator.autocast = functools.partial(torch.autocast, args.device.type, DTYPES[compute])
