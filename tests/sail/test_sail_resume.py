@@ -88,6 +88,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     assert resumed.sail.realised == whole.sail.realised
     assert sum(resumed.sail.realised.values()) == 3 * 29
     assert resumed.sail.mean_preference == whole.sail.mean_preference
+    assert (resumed.workshop.asked, resumed.workshop.rated) == (whole.workshop.asked, whole.workshop.rated)
+    assert whole.workshop.asked > 0
     assert (whole.sail.baseline != 0) == (baseline == "moving")
     trainable = [(name, each) for name, each in whole.model.named_parameters() if each.requires_grad]
     assert trainable

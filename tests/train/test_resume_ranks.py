@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from cdpo.engine import rank, ranks
 from cdpo.files import read_json
 from cdpo.store import publish
-from cdpo.train import checkpoints
+from cdpo.train import arguments, checkpoints
 from tests.conftest import ROOT
 
 TWO = {"processes": 2, "distributed_type": "MULTI_CPU"}
@@ -28,6 +28,12 @@ SFT = {"learning_rate": 1e-2, "batch_size": 8, "num_train_epochs": 2.0, "lr_sche
 LORA = {"lora": {"r": 4, "lora_alpha": 8.0, "lora_dropout": 0.1}}
 DPP = {**SFT, "beta": 0.1, "max_new_tokens": 6, "staleness": 1, "baseline": "moving", "p": 0.4, "pi": 0.3}
 DPP |= {"eval_steps": 4, "load_best_model_at_end": True}
+
+
+@pytest.fixture(autouse=True)
+def points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several steps between two points of a curve, so that checkpoints lie between them."""
+    monkeypatch.setattr(arguments, "LOGGED", 3)
 
 
 class Pair(Case):
