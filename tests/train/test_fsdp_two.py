@@ -16,7 +16,7 @@ PARAMS = {"learning_rate": 1e-2, "batch_size": 32, "num_train_epochs": 2.0, "max
 DPO = {**PARAMS, "beta": 0.1, "loss_type": ["sigmoid", "sft"]}
 CASES = {
     "SFT evaluated": ("SFT", {**PARAMS, "eval_steps": 1, "load_best_model_at_end": True}, 1e-5),
-    "DPO bf16": ("DPO", {**DPO, "dtype": "bf16"}, 1e-3),
+    "DPO bf16": ("DPO", {**DPO, "dtype": "bf16"}, 5e-4),
     "DPO lora": ("DPO", {**DPO, "lora": {"r": 4, "lora_alpha": 8.0}}, 1e-4),
     "RM": ("RM", PARAMS, 1e-4),
 }
