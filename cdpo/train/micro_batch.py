@@ -24,7 +24,7 @@ from cdpo.train.rows import Splits, context
 #: A step is long from so many seconds on; a probe takes some tens of them, once for a card, a model and a length.
 LONG = 600.0
 #: operations a second of one CPU thread, and of a GPU, in training: a rough count that only tells long from short
-SPEED = {"cpu": 1e10, "cuda": 5e13}
+SPEED = {"cpu": 3e10, "cuda": 5e13}
 #: operations for each weight and token, forward and backward
 OPERATIONS = 6
 #: so many of the longest rows are given to a probe

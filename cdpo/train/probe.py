@@ -55,13 +55,13 @@ def measure(
         try:
             with memory.recognised():
                 peaks[count] = _peak(trainer, rows, count)
+            said = f"{peaks[count] / 1e9:.2f} of {room / 1e9:.2f} GB"
         except OutOfMemory as error:
-            print(f"{count} rows at once: {error}", file=sys.stderr, flush=True)
-            return False
-        finally:
-            _forget(trainer)
-        print(f"{count} rows at once: {peaks[count] / 1e9:.2f} of {room / 1e9:.2f} GB", file=sys.stderr, flush=True)
-        return peaks[count] <= room
+            said = str(error)
+        # an error holds on to what was on the stack, so not before it is gone
+        _forget(trainer)
+        print(f"{count} rows at once: {said}", file=sys.stderr, flush=True)
+        return peaks.get(count, sys.maxsize) <= room
 
     # on a CPU nobody is faster for more rows than the default: it is only asked whether that fits
     found = most if step.device.kind == "cpu" and fits(most) else largest(fits, lambda: _guess(peaks, room), most)
@@ -71,24 +71,29 @@ def measure(
 def largest(fits: Callable[[int], bool], guess: Callable[[], float], most: int) -> int:
     """The largest micro-batch that fits among those that cut `most` rows evenly; 0 where not even one row does.
 
-    `guess` says how many rows should fit, once one and two rows have been tried.
+    `guess` says how many rows should fit by what has been tried: first one and two rows, then what it said. In the end
+    the next larger cut has been seen not to fit.
     """
     if not fits(1):
         return 0
     if most == 1 or not fits(2):
         return 1
-    # as many passes make `most` rows of micro-batches of ceil(most / passes): a larger one is of no use
-    passes = math.ceil(most / max(2.0, min(guess(), most)))
-    while (count := math.ceil(most / passes)) > 2:
+    # so many passes are made with micro-batches of ceil(most / passes) rows: others are of no use
+    cuts = sorted({math.ceil(most / passes) for passes in range(1, most + 1)})
+    best, too_many = 2, most + 1
+    while larger := [cut for cut in cuts if best < cut < too_many]:
+        count = max((cut for cut in larger if cut <= guess()), default=larger[0])
         if fits(count):
-            return count
-        passes += 1
-    return 2
+            best = count
+        else:
+            too_many = count
+    return best
 
 
 def _guess(peaks: dict[int, int], room: int) -> float:
-    """Rows that fit where each needs as much as the second one did."""
-    row = peaks[2] - peaks[1]
+    """Rows that fit, where memory grows evenly from one row to the most that have been tried."""
+    most = max(peaks)
+    row = (peaks[most] - peaks[1]) / (most - 1)
     return math.inf if row <= 0 else 1 + (room - peaks[1]) // row
 
 
@@ -150,7 +155,7 @@ def _resident_peak() -> int:
     raise OSError("/proc/self/status: no VmHWM")
 
 
-def run(folder: Path, timeout: float | None = None) -> dict[str, Any] | str:
+def run(folder: Path) -> dict[str, Any] | str:
     """What `measure` finds for the step that `folder` describes, or why nothing was found. The process has ended."""
     alone = {name: value for name, value in os.environ.items() if not name.startswith(OF_RANKS)}
     # transformers would spread a process that sees several cards over them
@@ -160,7 +165,7 @@ def run(folder: Path, timeout: float | None = None) -> dict[str, Any] | str:
         command = [sys.executable, "-m", "cdpo.train.probe", str(folder)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=alone)
         try:
-            code = process.wait(timeout)
+            code = process.wait()
         finally:
             process.kill()
             process.wait()

@@ -153,12 +153,24 @@ def test_the_largest_even_cut_that_fits_is_found(most: int) -> None:
             assert found == best, (limit, guess)
 
 
-def test_a_guess_that_is_too_low_costs_a_smaller_micro_batch_and_never_one_that_does_not_fit() -> None:
+def test_memory_that_does_not_grow_evenly_is_followed() -> None:
+    """Two rows need much more than one, the others little: the first guess is far too low."""
+    peaks: dict[int, int] = {}
+
+    def fits(count: int) -> bool:
+        peaks[count] = 100 + (50 if count > 1 else 0) + 3 * count
+        return peaks[count] <= 200
+
+    assert probe.largest(fits, lambda: probe._guess(peaks, 200), 32) == 16
+    assert list(peaks) == [1, 2, 3, 4, 5, 7, 8, 11, 16, 32]
+
+
+def test_a_guess_is_tried_first_and_the_next_larger_one_must_fail() -> None:
     tried = []
 
     def fits(count: int) -> bool:
         tried.append(count)
         return count <= 16
 
-    assert probe.largest(fits, lambda: 5.0, 32) == 5
-    assert tried == [1, 2, 5]
+    assert probe.largest(fits, lambda: 20.0, 64) == 16
+    assert tried == [1, 2, 16, 22]

@@ -13,6 +13,7 @@ from cdpo.data import playground
 from cdpo.data.prepared import write_split
 from cdpo.errors import StepError
 from cdpo.files import read_json_lines
+from cdpo.train.watchdog import Watchdog
 
 DPO = {"beta": 0.1, "learning_rate": 5e-3, "batch_size": 8, "lr_scheduler_type": "constant"}
 RM = {"learning_rate": 5e-3, "batch_size": 8, "lr_scheduler_type": "constant"}
@@ -72,12 +73,22 @@ def test_what_needs_no_learning_is_no_data(world, tmp_path, change, accuracy: in
         world.run("RM", RM, data=data, device=device(one_sided_rows=120, idle_steps=None))
 
 
-def test_a_reward_model_of_honest_data_is_let_be(world) -> None:
-    """Ten epochs on 45 rows: at the end every one of them is known by heart, which says nothing of the data."""
-    params = {**RM, "num_train_epochs": 10.0}
+def test_rows_that_are_known_by_heart_say_nothing_of_the_data(world) -> None:
+    """Eight rows, ten times: from the second time on each of them is right."""
+    params = {**RM, "learning_rate": 2e-3, "num_train_epochs": 10.0, "limit": 8}
     work, _ = world.run("RM", params, device=device(one_sided_rows=40))
-    accuracies = [point["accuracy"] for point in read_json_lines(work / "metrics.jsonl")]
-    assert accuracies[-6:] == [1.0] * 6
+    assert accuracies(work)[1:] == [1.0] * 9
+
+
+def test_accuracy_that_becomes_one_in_time_is_learning(world, tmp_path) -> None:
+    """Rows that are easy and all new; but not from the start is each of them right, or wrong."""
+    data = changed(world, tmp_path, telling, rows=200)
+    work, _ = world.run("RM", {**RM, "learning_rate": 1e-4}, data=data, device=device(one_sided_rows=80))
+    assert accuracies(work)[-12:] == [1.0] * 12
+
+
+def accuracies(work: Path) -> list[float]:
+    return [point["accuracy"] for point in read_json_lines(work / "metrics.jsonl") if "accuracy" in point]
 
 
 def test_a_policy_that_forgets_the_chosen_responses_ends(world, sft) -> None:
@@ -103,7 +114,7 @@ def test_a_base_model_may_go_on_for_ever(world, tmp_path) -> None:
     assert run_sail(step)["optimiser_steps"] == 2
 
 
-def test_what_is_counted_is_in_the_checkpoint(world, sft, tmp_path) -> None:
+def test_what_is_counted_is_in_the_checkpoint(world, sft, tmp_path, monkeypatch) -> None:
     """An attempt that ended after two idle steps and their checkpoints, and one that goes on."""
     data = changed(world, tmp_path / "data", same)
     params = {**DPO, "max_steps": 10}
@@ -111,10 +122,19 @@ def test_what_is_counted_is_in_the_checkpoint(world, sft, tmp_path) -> None:
     step = world.step("DPO", params, data=data, model=sft, device={**often, **device(idle_steps=3)})
     with pytest.raises(StepError, match=r"at optimiser step 3 .* as in the 3 steps up to here"):
         run_dpo(step)
+    recalled = []
+    original = Watchdog.recall
+
+    def recall(self: Watchdog, kept: Any) -> None:
+        original(self, kept)
+        recalled.append((self.last, self.idle, self.rows))
+
+    monkeypatch.setattr(Watchdog, "recall", recall)
     step.device.watchdog = device(idle_steps=5)["watchdog"]
     with pytest.raises(StepError, match=r"at optimiser step 5 .* as in the 5 steps up to here"):
         run_dpo(step)
     assert "goes on from optimiser step 2" in (step.work / "events.jsonl").read_text()
+    assert recalled == [(0, 0, 0), (2, 2, 16)]
 
 
 def test_long_scoring_is_no_silence(world, monkeypatch) -> None:
