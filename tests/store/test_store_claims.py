@@ -45,10 +45,22 @@ def wait_for(condition, seconds):
     return False
 
 
-def python(code, *arguments, **options):
-    """A process that runs `code` with claims in the place of flock."""
-    code = "import sys; from cdpo.store import Store, claims, locks; locks.has_flock = lambda folder: False\n" + code
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], **options)
+@pytest.fixture
+def python():
+    """Starts processes that run some code with claims in the place of flock; none outlives its test."""
+    started = []
+
+    def start(code, *arguments, **options):
+        code = (
+            "import sys; from cdpo.store import Store, claims, locks; locks.has_flock = lambda folder: False\n" + code
+        )
+        started.append(subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def test_a_claim_is_exclusive_and_leaves_nothing(store):
@@ -60,7 +72,7 @@ def test_a_claim_is_exclusive_and_leaves_nothing(store):
     assert list(store.locks.iterdir()) == []
 
 
-def test_one_at_a_time_whoever_is_killed(tmp_path):
+def test_one_at_a_time_whoever_is_killed(tmp_path, python):
     """Processes that take a claim in turns, and are killed in between; a file that only the holder makes is never there
     already, unless its maker is dead."""
     path, rng = tmp_path / "x.lock", random.Random(0)
@@ -135,7 +147,7 @@ def test_a_claim_is_handed_to_a_child_and_ends_with_it(store):
     assert store.lock(KEY) is not None
 
 
-def test_a_child_takes_what_it_was_told_of_before_its_parent_handed_it_over(store):
+def test_a_child_takes_what_it_was_told_of_before_its_parent_handed_it_over(store, python):
     lock = store.lock(KEY)
     code = "import json; mine = locks.inherited(json.loads(sys.argv[1])); print(mine is not None, flush=True); input()"
     child = python(code, json.dumps(lock.described()), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -164,7 +176,7 @@ def test_whoever_comes_too_late_for_a_claim_does_not_get_it(store):
     other.release()
 
 
-def test_a_claim_lasts_while_anything_of_its_owners_session_lives(tmp_path):
+def test_a_claim_lasts_while_anything_of_its_owners_session_lives(tmp_path, python):
     """As a lock that is inherited: what a killed worker left running keeps its step locked."""
     code = (
         "import os, subprocess, pathlib; claims.acquire(pathlib.Path(sys.argv[1]));"
@@ -282,7 +294,7 @@ def test_flock_and_claims_are_never_held_at_once(tmp_path, monkeypatch):
     assert isinstance(store.lock(KEY), locks.Flock)
 
 
-def test_killed_at_any_operation_it_blocks_nobody(tmp_path):
+def test_killed_at_any_operation_it_blocks_nobody(tmp_path, python):
     """A process that claims and gives up, killed before its n-th call on the file system."""
     code = """
 import os, pathlib
