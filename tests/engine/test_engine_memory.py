@@ -1,7 +1,10 @@
 """A step that runs out of memory begins again once with half as many rows at once, in the same place."""
 
 import pytest
-from engine_bench import HERE, of_kind
+from engine_bench import HERE, of_kind, wait_for
+
+from cdpo.errors import OutOfMemory
+from cdpo.memory import at_once
 
 MODULES = {"HUNGRY": str(HERE / "hungry.py")}
 TORCH_CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
@@ -28,6 +31,19 @@ def test_half_as_many_rows_fit(bench) -> None:
     (started,) = of_kind(events, "step_started")
     assert manifest["summary"]["pid"] == started["pid"]
     assert bench.told() == {("begin", "a"): 2, ("end", "a"): 1}
+
+
+def test_it_is_locked_all_the_time(bench) -> None:
+    """What a process leaves open when it becomes another one is closed, but for the step's lock and its GPUs."""
+    gate = bench.folder / "gate"
+    plan = hungry(bench, rows=8, fit=4, gate=str(gate))
+    running = bench.execute(modules=MODULES)
+    assert wait_for(lambda: bench.told()[("begin", "a")] == 2)
+    (key,) = plan.steps
+    assert bench.store.is_locked(key)
+    assert bench.store.lock(key) is None
+    gate.touch()
+    assert bench.finish(running)[0] == 0
 
 
 def test_the_second_time_it_has_failed(bench) -> None:
@@ -60,6 +76,18 @@ def test_what_allocators_say_is_understood(bench, said: str, begun: int) -> None
     hungry(bench, rows=8, fit=8, said=said)
     assert bench.run(modules=MODULES)[0] == 1
     assert bench.told()[("begin", "a")] == begun
+
+
+def test_where_all_rows_must_go_at_once_fewer_samples_are_no_way_out() -> None:
+    """A loss that compares the rows of a batch, on a policy that samples: half of either would be half of both."""
+    with pytest.raises(OutOfMemory) as caught, at_once(None), at_once(64):
+        raise MemoryError
+    assert caught.value.rows is None
+    with pytest.raises(OutOfMemory) as caught, at_once(8), at_once(64):
+        raise MemoryError
+    assert caught.value.rows == 64
+    with pytest.raises(ValueError, match="something else"), at_once(8):
+        raise ValueError("something else")
 
 
 @pytest.mark.slow
