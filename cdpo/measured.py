@@ -77,9 +77,7 @@ def _part(device: "Device", batch_size: int) -> int:
     return -(-batch_size // device.processes)
 
 
-def setup_of(
-    pipeline: str, params: "Params", inputs: Inputs, parents: Callable[[str], Inputs], processes: int
-) -> str:
+def setup_of(pipeline: str, params: "Params", inputs: Inputs, parents: Callable[[str], Inputs], processes: int) -> str:
     """A hash of what decides how much memory a row needs. `parents` gives the inputs of a step by its key."""
     values = params.model_dump(mode="json")
     return digest(
