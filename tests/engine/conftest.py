@@ -3,6 +3,7 @@ import sys
 import pytest
 from engine_bench import Bench
 from fake_gpus import FakeGpus, load_fake
+from ray_room import Room, start_cluster
 
 
 @pytest.fixture
@@ -20,3 +21,19 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("CDPO_GPU_LEASES", str(tmp_path / "leases"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return FakeGpus(tmp_path / "gpus.json")
+
+
+@pytest.fixture(scope="module")
+def shared_cluster():
+    yield from start_cluster(cpus=2, gpus=2)
+
+
+@pytest.fixture
+def own_cluster():
+    """A Ray cluster for one test, that may break it."""
+    yield from start_cluster(cpus=1)
+
+
+@pytest.fixture
+def room(bench, shared_cluster):
+    return Room(bench, shared_cluster)
