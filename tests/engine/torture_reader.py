@@ -64,7 +64,8 @@ def judge(torture):
     wrong += [f"an execution ended with exit code {code}" for code in torture.codes if code not in (0, 1)]
     events = list(read_json_lines(store.events))
     for event in events:
-        if event["event"] == "step_failed" and not KILLED.search(event["reason"]):
+        # the reason may be lost, since leftovers are damaged before they are read; the log then says it
+        if event["event"] == "step_failed" and not KILLED.search(" ".join([event["reason"], *event["tail"]])):
             wrong.append(f"{event['name']} failed: {event['reason']} {event['tail']}")
         if event["event"] == "note" and "differ" in event["text"]:
             wrong.append(event["text"])
