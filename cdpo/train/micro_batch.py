@@ -1,6 +1,7 @@
 """Which micro-batch a training step takes: the one of devices.yaml, a measured one, or a default."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ def settle_micro_batch(step: Step, params: TrainingParams, splits: Splits) -> No
         return  # one process alone cannot tell what a part of a model needs
     if COUPLED & set(getattr(params, "loss_types", ())):
         return  # all rows go at once, or not at all
-    rows = _of_first_rank(step, lambda: _measured(step, params, splits, planned))
+    total = _smallest(step)
+    if total is None:
+        return
+    rows = _of_first_rank(step, lambda: _measured(step, params, splits, planned, total))
     if rows == 0:
         raise StepError(
             f"not even one row of {_length(step, params, splits)} tokens fits into the memory of {_card(step)}, as was "
@@ -54,9 +58,20 @@ def settle_micro_batch(step: Step, params: TrainingParams, splits: Splits) -> No
     device.micro_batch = rows
 
 
-def _of_first_rank(step: Step, value: Any) -> Any:
+def _smallest(step: Step) -> int | None:
+    """Bytes of the smallest card of all ranks, or of their share of a machine's memory; None where nobody knows."""
+    own = [_memory(step.device)]
+    if step.device.processes > 1:
+        from accelerate.utils import gather_object
+
+        own = gather_object(own)
+    known = [each for each in own if each is not None]
+    return min(known) if len(known) == len(own) else None
+
+
+def _of_first_rank(step: Step, value: Callable[[], int | None]) -> int | None:
     """What the first rank finds; the others wait for it."""
-    found = [value() if step.rank == 0 else None]
+    found: list[int | None] = [value() if step.rank == 0 else None]
     if step.device.processes > 1:
         from accelerate.utils import broadcast_object_list
 
@@ -64,13 +79,11 @@ def _of_first_rank(step: Step, value: Any) -> Any:
     return found[0]
 
 
-def _measured(step: Step, params: TrainingParams, splits: Splits, planned: dict[str, Any]) -> int | None:
-    """The micro-batch that was or is measured to fit; 0: none does; None: nobody knows, and the step is short."""
+def _measured(step: Step, params: TrainingParams, splits: Splits, planned: dict[str, Any], total: int) -> int | None:
+    """The micro-batch that was or is measured to fit into `total` bytes; 0: none does; None: nobody knows, and the
+    step is short."""
     device, store = step.device, Store(step.work.parent.parent)
     most = measured.most_rows(device, params.batch_size)
-    total = _memory(device)
-    if total is None:
-        return None
     setup = measured.setup_of(step.pipeline, params, planned, lambda key: _inputs(store, key), device.processes)
     length = _length(step, params, splits)
     found = measured.look_up(store, _card(step), total, setup, length, most)
@@ -163,7 +176,7 @@ def _card(step: Step) -> str:
 
 
 def _memory(device: Device) -> int | None:
-    """Bytes of the smallest card of the step, or its share of the machine's memory; None where nobody knows."""
+    """Bytes of the smallest card that this process sees, or its share of the machine's memory."""
     if device.kind == "cpu":
         return device.memory
     return min(int(torch.cuda.get_device_properties(at).total_memory) for at in range(torch.cuda.device_count()))

@@ -92,6 +92,24 @@ def test_a_damaged_measurement_is_measured_again(tmp_path: Path) -> None:
     assert look_up(store, "NVIDIA A100", 85 * GB, "setup", 1000, 32) is None
 
 
+def test_a_setup_is_what_decides_the_memory_of_a_row() -> None:
+    """The model at the bottom, whoever trained it and how; and the parameters that matter, but no learning rate."""
+    params = {"beta": 0.1, "learning_rate": 1e-5}
+    tiny, other = {"built": {"kind": "tiny"}}, {"folder": "/m", "sha256": "1"}
+    parents = {"sft": {"model": {"step": "sft before"}}, "sft before": {"model": tiny}}.__getitem__
+    trained = setup("DPO", params, {"model": {"step": "sft"}}, parents)
+    assert trained == setup("DPO", {**params, "learning_rate": 1e-3, "beta": 0.5}, {"model": tiny}, parents)
+    differing = [
+        setup("DPO", params, {"model": other}, parents),
+        setup("DPO", {**params, "lora": {"r": 4}}, {"model": tiny}, parents),
+        setup("DPO", {**params, "dtype": "bf16"}, {"model": tiny}, parents),
+        setup("DPO", {**params, "attn_implementation": "eager"}, {"model": tiny}, parents),
+        setup("SFT", {"learning_rate": 1e-5}, {"model": tiny}, parents),
+        setup_of("DPO", pipelines()["DPO"].params.model_validate(params), {"model": tiny}, parents, 2),
+    ]
+    assert len({trained, *differing}) == 1 + len(differing)
+
+
 # -- a plan ---------------------------------------------------------------------------------------------------------
 
 
