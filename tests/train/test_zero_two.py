@@ -13,6 +13,7 @@ import torch
 from sharding import Made, describe, environment, make, same
 from transformers import AutoModelForCausalLM
 
+from cdpo.data.prepared import read_split, write_split
 from cdpo.models import load_policy
 
 # 45 rows in batches of 32: 6 micro-batches of 3 on each rank, then 3 for the 13 rows that are left; all are clipped
@@ -60,6 +61,21 @@ def test_each_method_is_trained_alike(world, sft, tmp_path, case: str) -> None:
     pipeline, params, launcher, tolerance = CASES[case]
     plain, zero = (trained(world, tmp_path, pipeline, params, each, model=sft) for each in (None, launcher))
     same(plain, zero, tolerance)
+
+
+@pytest.mark.slow
+def test_ranks_score_in_step_though_one_has_fewer_rows(world, tmp_path) -> None:
+    # 5 rows and 4, two at a time: three passes and two, and each pass through a model in parts needs both ranks
+    data = tmp_path / "data"
+    for split, rows in (("train", 45), ("tune", 9), ("eval", 10)):
+        write_split(data, split, read_split(world.data, split)[:rows])
+    params = {**PARAMS, **EVALUATED, "num_train_epochs": 1.0}
+    wanted = {"processes": 2, "micro_batch": 2}
+    plain, zero = (
+        describe(world, tmp_path, "SFT", params, {**wanted, "accelerate_config": launcher}, data=data)
+        for launcher in (None, "zero3")
+    )
+    same(Made(plain, make(plain)), Made(zero, make(zero)), 1e-5)
 
 
 @pytest.mark.slow
