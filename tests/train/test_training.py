@@ -12,7 +12,6 @@ from cdpo.errors import StepError
 from cdpo.files import read_json_lines
 from cdpo.measured import micro_batch
 from cdpo.step import Device
-from cdpo.train.arguments import check_processes
 
 DPO = {"learning_rate": 1e-2, "beta": 0.1, "batch_size": 16, "num_train_epochs": 2.0}
 
@@ -107,8 +106,6 @@ def test_micro_batches_are_chosen_where_devices_say_nothing() -> None:
 def test_other_processes_than_were_asked_for_are_refused(world) -> None:
     with pytest.raises(StepError, match=r"asked for 2 process.*runs on 1, NO"):
         world.run("SFT", {"learning_rate": 1e-3}, device={"processes": 2, "distributed_type": "MULTI_CPU"})
-    with pytest.raises(StepError, match="FSDP: this release"):
-        check_processes(Device(distributed_type="FSDP"), None)
 
 
 def test_the_random_stream_of_a_sample_is_its_own(world, sft) -> None:
