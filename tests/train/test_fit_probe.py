@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from cdpo.files import read_json
 from cdpo.measured import Measurement, remember, setup_of
 from cdpo.pipeline import pipelines
 from cdpo.train import micro_batch, probe
+from cdpo.train.trl_adapter import DPOTrainer
 
 GB = 10**9
 PARAMS = {"learning_rate": 1e-2, "batch_size": 16, "max_steps": 3}
@@ -151,6 +153,16 @@ def test_the_largest_even_cut_that_fits_is_found(most: int) -> None:
         for guess in (float(limit), limit + 0.9, math.inf):
             found = probe.largest(lambda count, limit=limit: count <= limit, lambda guess=guess: guess, most)
             assert found == best, (limit, guess)
+
+
+def test_rows_of_a_policy_that_samples_are_as_long_as_its_samples_may_be() -> None:
+    short = {"prompt_ids": [1] * 5, "chosen_ids": [2, 3], "rejected_ids": [4]}
+    long = {"prompt_ids": [1] * 5, "chosen_ids": [2] * 9, "rejected_ids": [4] * 3}
+    trainer = SimpleNamespace(batches=SimpleNamespace(dataset=[short, long]), row_length=DPOTrainer.row_length)
+    found = probe._longest(trainer, SimpleNamespace(room=6))
+    assert [[len(row[name]) for name in row] for row in found] == [[5, 9, 6], [5, 6, 6]]
+    assert len(short["chosen_ids"]) == 2
+    assert probe._longest(trainer, SimpleNamespace())[1] == short
 
 
 def test_memory_that_does_not_grow_evenly_is_followed() -> None:
