@@ -304,6 +304,9 @@ def label_bt(configs: str | None, store: str | None, display: str, **chosen: Any
 def main() -> None:
     """The console script: exit codes 0, 1, 2 and 130; a traceback only with --debug or CDPO_DEBUG=1."""
     _open_streams()
+    # DeepSpeed, where it is installed, is imported along and writes to stdout what it computes on when it has to look;
+    # commands compute on the CPU, and workers are told theirs
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     told: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -124,6 +124,8 @@ def environment(device: Device) -> dict[str, str]:
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
+        # DeepSpeed, where it is installed, looks for itself otherwise, and writes what it found to stdout
+        "DS_ACCELERATOR": device.kind,
         # inputs are local folders: a step that reaches for the network has a mistake in it
         "HF_HUB_OFFLINE": "1",
         # sets of strings keep their order from one attempt to the next
