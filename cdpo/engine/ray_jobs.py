@@ -29,7 +29,7 @@ from cdpo.stopping import STOPPED
 #: times that Ray starts a job again whose Ray worker or node died, or that was stopped by somebody else
 RETRIES = 3
 #: seconds that a job has to write its checkpoint after SIGTERM
-GRACE = 30.0
+GRACE = 120.0
 #: seconds between two looks at the job's process
 PAUSE = 0.05
 #: seconds without a job or a question after which the actor leaves

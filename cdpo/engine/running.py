@@ -15,6 +15,7 @@ from cdpo.engine.slots import Place
 from cdpo.engine.trees import Tree
 from cdpo.engine.watch import Follower, failure, proc, tail
 from cdpo.files import write_json
+from cdpo.stopping import STOPPED
 
 #: seconds for which a lock may be held after its worker's end before that is told
 PATIENCE = 2.0
@@ -126,6 +127,8 @@ def _ended(code: int, work: Path) -> str:
         return f"killed by {signal.Signals(-code).name}{hint}"
     if code == 0:
         return "ended without publishing"
+    if code == STOPPED:
+        return "stopped by SIGTERM; `cdpo execute` goes on from its last checkpoint"
     if code == disk.FAILED:
         return f"{disk.examined(work) or f'{work}: its disk failed'}; then `cdpo execute` goes on"
     return f"ended with exit code {code}"

@@ -12,8 +12,8 @@ from cdpo.engine.watch import proc
 from cdpo.errors import CdpoError
 from cdpo.store import Store
 
-#: seconds that an execution, or a worker, has to end after SIGTERM
-GRACE = 20.0
+#: seconds that an execution, or a worker, has to end after SIGTERM: a large checkpoint is written in that time
+GRACE = 120.0
 PAUSE = 0.05
 
 
