@@ -78,7 +78,7 @@ def fit(
     seconds = checkpoints.training_seconds
     settle(trainer, step, precision)
     tables = {"eval": (splits.eval, score(held_out)), "tune": (splits.tune, score(tune))}
-    save_model(trainer, step, tokenizer)
+    save_model(trainer, tokenizer, step.out)
     if step.rank == 0:
         write_scores(step.out, tables)
     tokens = trainer.tokens_seen

@@ -5,12 +5,13 @@ torch's autocast, the task's clipping and accumulation, micro-batches weighted b
 `obey` brings a trainer to that and raises StepError where its launcher gave it anything else.
 
 ZeRO-3 and FSDP cut the weights too (`cuts_weights`): while such a trainer trains, a pass through the model needs all
-ranks. Before and after, each rank has the whole model: `whole_again` saves it and reads it back as later steps do.
+ranks. Before and after, each rank has the whole model (`whole_again`).
 """
 
 import contextlib
 import functools
 import gc
+import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -134,33 +135,33 @@ def forget_parts() -> None:
 
 
 def whole_again(trainer: Any, step: Step, precision: "Precision") -> None:
-    """Save a model trained in parts to `step.out` and give every rank the whole of it, as later steps read it.
+    """Give every rank the whole of a model that was trained in parts, in the type that it computed in.
 
-    Call on every rank, after training. The optimiser and the parts are given up.
+    Call on every rank, after training. The first one hands the weights over through a folder of the step; the optimiser
+    and the parts are given up.
     """
-    model = trainer.model
+    model, handed = trainer.model, step.work / "whole"
     adapter = isinstance(model, PeftModel)
     kind = _plain_class(model.get_base_model() if adapter else model)
     attention = model.config._attn_implementation
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # on rank 0
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # on the first rank
     if trainer.is_world_process_zero():
-        dtype = DTYPES[precision.compute]
-        if not adapter:  # an adapter stays in fp32, as it is trained
-            weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
-            model.config.dtype = dtype
-        model.save_pretrained(step.out, state_dict=weights, **({"selected_adapters": ["default"]} if adapter else {}))
+        model.save_pretrained(handed, state_dict=weights, **({"selected_adapters": ["default"]} if adapter else {}))
     trainer.accelerator.wait_for_everyone()
     _give_up_parts(trainer)
     del model, weights
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    folder = step.input("model") if adapter else step.out
-    read = read_weights(kind, folder, DTYPES[precision.compute], attention, device=precision.device)
+    base = step.input("model") if adapter else handed
+    read = read_weights(kind, base, DTYPES[precision.compute], attention, device=precision.device)
     if read.get_output_embeddings() is not None:  # a language model: it is scored through TRL's head
         trl_utils.add_fused_lm_head(read, outputs=HEAD_OUTPUTS)
-    trainer.model = trainer.model_wrapped = PeftModel.from_pretrained(read, step.out) if adapter else read
+    trainer.model = trainer.model_wrapped = PeftModel.from_pretrained(read, handed) if adapter else read
     trainer.in_step = False
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        shutil.rmtree(handed)
 
 
 def _plain_class(model: Any) -> Any:

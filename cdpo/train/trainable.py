@@ -92,15 +92,11 @@ def _same_adapter(given: Any, asked: LoraParams, folder: Path) -> None:
         )
 
 
-def save_model(trainer: Any, step: Step, tokenizer: Any) -> None:
-    """Write the trained model, or its one adapter, and the tokenizer to `step.out`. Call on every rank; rank 0 writes.
-
-    What was in parts `settle` has written already.
-    """
+def save_model(trainer: Any, tokenizer: Any, out: Path) -> None:
+    """Write the trained model, or its one adapter, and the tokenizer to `out`. Call on every rank; rank 0 writes."""
     if trainer.is_world_process_zero():
-        if not cuts_weights(step.device):
-            trainer.model.save_pretrained(step.out)
-        tokenizer.save_pretrained(step.out)
+        trainer.model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -108,7 +104,7 @@ def settle(trainer: Any, step: Step, precision: Precision) -> None:
     """Bring a trained model into the state in which it is saved, so that what is evaluated is what later steps read.
 
     The frozen reference adapter goes; weights trained in fp32 take the type that they computed in; what was in parts is
-    written to `step.out`, and whole again.
+    whole again.
     """
     from peft import PeftModel
 
