@@ -18,8 +18,8 @@ from pathlib import Path
 from _machine import print_machine
 
 from cdpo.config.devices import Devices
-from cdpo.engine.display import Plain
-from cdpo.engine.local import LocalEngine
+from cdpo.engine.local.engine import LocalEngine
+from cdpo.engine.show.display import Plain
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.store import Store
 

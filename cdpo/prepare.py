@@ -7,8 +7,8 @@ from typing import Any
 
 from cdpo.config.devices import Devices
 from cdpo.config.problems import ConfigError
-from cdpo.engine.display import Display
-from cdpo.engine.local import LocalEngine
+from cdpo.engine.local.engine import LocalEngine
+from cdpo.engine.show.display import Display
 from cdpo.errors import CdpoError, StepError, UsageError
 from cdpo.pipeline import pipelines
 from cdpo.plan.freeze import read_plan

@@ -58,7 +58,7 @@ def _packages() -> list[str]:
 
 
 def _hardware() -> list[str]:
-    from cdpo.engine import foreign, nvml
+    from cdpo.engine.gpus import foreign, nvml
 
     try:
         gpus = nvml.list_gpus()

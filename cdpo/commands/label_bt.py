@@ -70,8 +70,8 @@ class Source:
 
 def label(project: Project, asked: Labelling, display: Any) -> int:
     """Plan, score and write; returns the exit code. Raises UsageError for what cannot be labelled, before any work."""
-    from cdpo.engine.display import make_display
     from cdpo.engine.engines import make_engine
+    from cdpo.engine.show.display import make_display
     from cdpo.prepare import prepare
 
     if asked.process_all_splits and asked.split is not None:

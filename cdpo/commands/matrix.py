@@ -40,7 +40,7 @@ def resumable(name: str, project: Project) -> Iterator[None]:
 
 def prep(project: Project, display: Any) -> None:
     """Plan, make the datasets, check that the rows fit, freeze."""
-    from cdpo.engine.display import make_display
+    from cdpo.engine.show.display import make_display
     from cdpo.prepare import prepare
 
     plan = project.plan()
@@ -73,8 +73,8 @@ def execute(
     project: Project, display: Any, only: str | None, runs: tuple[str, ...], fail_fast: bool, smoke: bool
 ) -> int:
     """Run what is not finished; returns the exit code."""
-    from cdpo.engine.display import make_display
     from cdpo.engine.engines import make_engine
+    from cdpo.engine.show.display import make_display
     from cdpo.prepare import prepare
 
     if smoke:
@@ -99,8 +99,8 @@ def execute(
 
 def _smoke(project: Project, display: Any) -> int:
     """The whole matrix in little, in a store that is thrown away: the five minutes that save a night."""
-    from cdpo.engine.display import make_display
-    from cdpo.engine.local import LocalEngine
+    from cdpo.engine.local.engine import LocalEngine
+    from cdpo.engine.show.display import make_display
     from cdpo.plan.build import plan_file
     from cdpo.prepare import prepare
     from cdpo.store import Store
@@ -203,7 +203,7 @@ def _estimates(project: Project, plan: Plan, found: dict[str, StepState]) -> lis
 
 def _fit(project: Project, plan: Plan) -> "Fit":
     """What is known of the memory that steps need, on the cards that they would run on."""
-    from cdpo.engine.slots import cards
+    from cdpo.engine.gpus.slots import cards
     from cdpo.measured import known
     from cdpo.plan.fit import Card, Fit
     from cdpo.plan.freeze import read_plan

@@ -21,8 +21,8 @@ def run_one(
     project: Project, name: str, stages: list[str], chosen: dict[str, Any], words: list[str], display: Any
 ) -> int:
     """Plan, prepare and run one run; returns the exit code."""
-    from cdpo.engine.display import make_display
     from cdpo.engine.engines import make_engine
+    from cdpo.engine.show.display import make_display
     from cdpo.prepare import prepare
 
     devices = project.devices()

@@ -28,7 +28,7 @@ def redo(project: Project, text: str) -> None:
 
 
 def stop(project: Project) -> None:
-    from cdpo.engine.batch import stop as cancel_jobs
+    from cdpo.engine.batch.engine import stop as cancel_jobs
     from cdpo.engine.engines import make_backend
     from cdpo.engine.stop import stop as stop_workers
 

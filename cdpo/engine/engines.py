@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from cdpo.engine.backend import Backend
-from cdpo.engine.batch import BatchEngine
-from cdpo.engine.display import Display
-from cdpo.engine.local import LocalEngine
+from cdpo.engine.batch.backend import Backend
+from cdpo.engine.batch.engine import BatchEngine
+from cdpo.engine.local.engine import LocalEngine
 from cdpo.engine.outcome import Outcome
+from cdpo.engine.show.display import Display
 from cdpo.store import Store
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ def make_engine(store: Store, devices: "Devices", display: Display | None = None
 def make_backend(store: Store, devices: "Devices") -> Backend | None:
     """The batch system of devices.yaml; None where steps run on this machine."""
     if devices.engine == "slurm":
-        from cdpo.engine.slurm import Slurm
+        from cdpo.engine.batch.slurm import Slurm
 
         return Slurm(store, devices)
     if devices.engine == "ray":
-        from cdpo.engine.ray import Ray
+        from cdpo.engine.batch.ray import Ray
 
         return Ray(store, devices)
     return None

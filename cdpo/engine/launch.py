@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cdpo.engine import trees
+from cdpo.engine.gpus.slots import Place
+from cdpo.engine.local.running import Running
 from cdpo.engine.process import identity
-from cdpo.engine.running import Running
-from cdpo.engine.slots import Place
 from cdpo.engine.worker import LAUNCH
 from cdpo.files import write_json
 from cdpo.step import Device

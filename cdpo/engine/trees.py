@@ -27,6 +27,11 @@ def new_mark(store: Store, key: str) -> str:
     return f"{store_mark(store)}{key}/{time.time_ns()}"
 
 
+def key_of(mark: str) -> str:
+    """The key of the step that a mark was made for."""
+    return mark.split("/")[1]
+
+
 def mark_of(pid: int) -> str | None:
     """The mark of a process; None where it has none, has ended, or is another user's."""
     try:
@@ -66,7 +71,7 @@ def leftovers(store: Store) -> list[str]:
 
 
 def _is_over(store: Store, mark: str) -> bool:
-    key = mark.split("/")[1]
+    key = key_of(mark)
     # An attempt's worker has the lock from before its start to its end ...
     if not store.is_locked(key):
         return True

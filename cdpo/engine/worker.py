@@ -93,7 +93,7 @@ def _sign(held: list[int], store: Store, work: Path, started: float) -> None:
     """Say in the leases of this worker's GPUs who has them."""
     if not held:
         return
-    from cdpo.engine import leases
+    from cdpo.engine.gpus import leases
 
     described = read_json(work / "step.json")
     step = f"{described['pipeline']}/{described['name']}-{short(described['key'])}"
@@ -114,9 +114,9 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
     with stall.watched(work, silence, lambda reason: _failed(work, launch, 1, reason)):
         _build(work, described)
         if step.device.processes > 1 or step.device.accelerate_config is not None:
-            from cdpo.engine import ranks
+            from cdpo.engine.ranks import launchers
 
-            summary = ranks.run(work, step.device)
+            summary = launchers.run(work, step.device)
         else:
             with memory.recognised():
                 summary = dict(load_run(described)(step) or {})

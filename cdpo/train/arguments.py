@@ -59,7 +59,7 @@ def training_arguments(
         adam_beta2=params.adam_beta2,
         max_grad_norm=params.max_grad_norm,
         seed=step.seed32_for("training"),
-        # told of a CPU, accelerate would forget DeepSpeed (see cdpo/engine/rank.py)
+        # told of a CPU, accelerate would forget DeepSpeed (see cdpo/engine/ranks/rank.py)
         use_cpu=step.device.kind == "cpu" and step.device.distributed_type != "DEEPSPEED",
         ddp_backend="gloo" if step.device.kind == "cpu" and step.device.distributed_type == "DEEPSPEED" else None,
         # of DeepSpeed's precisions only autocast is asked, by cdpo/train/sharded.py

@@ -59,6 +59,7 @@ def test_prep_wants_room_for_the_policys_responses(tmp_path: Path) -> None:
     assert "prepared 1 run" in run_cdpo("prep", cwd=folder).stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_of_a_mixture_is_chosen_on_tune_and_reported_on_eval(tmp_path: Path) -> None:
     folder = write_project(tmp_path, TASKS, datasets=DATASETS)
     run_cdpo("execute", "--display", "plain", cwd=folder)

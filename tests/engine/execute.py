@@ -8,10 +8,10 @@ from queueing import Queue
 
 from cdpo import disk
 from cdpo.config.devices import Devices
-from cdpo.engine.batch import BatchEngine
-from cdpo.engine.display import make_display
+from cdpo.engine.batch.engine import BatchEngine
 from cdpo.engine.engines import make_backend
-from cdpo.engine.local import LocalEngine
+from cdpo.engine.local.engine import LocalEngine
+from cdpo.engine.show.display import make_display
 from cdpo.errors import CdpoError
 from cdpo.plan.graph import Plan
 from cdpo.store import Store

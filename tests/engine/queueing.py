@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from cdpo.engine.backend import JobState, Unreachable
+from cdpo.engine.batch.backend import JobState, Unreachable
 
 
 class Queue:

@@ -13,9 +13,9 @@ import ray_cluster
 from engine_bench import of_kind, wait_for
 
 from cdpo.config.devices import Devices
-from cdpo.engine.backend import mark
+from cdpo.engine.batch.backend import mark
+from cdpo.engine.batch.ray import Ray
 from cdpo.engine.process import identity
-from cdpo.engine.ray import Ray
 
 
 def start_cluster(cpus, gpus=0):

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from engine_bench import HERE, of_kind, wait_for
 
-from cdpo.engine import job
+from cdpo.engine.batch import job
+from cdpo.engine.watch import proc
 from cdpo.files import read_json_lines
 from cdpo.store.claims import Owner
 
@@ -100,6 +101,24 @@ def test_a_killed_worker_is_a_failure_and_the_next_execution_makes_the_rest(benc
     code, _ = bench.run(batch=True)
     assert code == 0
     assert bench.told()["begin", "a"] == bench.told()["begin", "c"] == 1
+
+
+def test_what_a_killed_worker_left_running_is_ended_by_the_next_attempt(bench, system, tmp_path):
+    gate = tmp_path / "gate"
+    bench.plan({"a": []}, a={"leave": "daemon", "gate": str(gate)})
+    execution = bench.execute(batch=True)
+    assert wait_for(lambda: len(bench.workers()) == 2)
+    (key,) = bench.store.working()
+    os.kill(proc(bench.store.work(key))["pid"], signal.SIGKILL)
+    assert bench.finish(execution)[0] == 1
+    (left,) = bench.workers()
+    # the daemon is a copy of the worker, and so holds the lock of its step
+    assert bench.store.is_locked(key)
+    gate.touch()
+    execution = bench.execute(batch=True)
+    assert wait_for(lambda: left not in bench.workers())
+    assert bench.finish(execution)[0] == 0
+    assert bench.told()["begin", "a"] == 2
 
 
 def test_who_leaves_leaves_the_jobs_alone(bench, system, tmp_path):

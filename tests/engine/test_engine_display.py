@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 
-from cdpo.engine.display import Json, Plain, make_display
-from cdpo.engine.eta import Estimate
+from cdpo.engine.show.display import Json, Plain, make_display
+from cdpo.engine.show.eta import Estimate
 
 KEY = "ab" * 32
 STEP = {"key": KEY, "pipeline": "SFT", "name": "tiny", "time": 0.0}
@@ -59,7 +59,7 @@ def test_plain_lines():
 def test_rich_shows_a_row_per_place_and_prints_failures():
     from rich.console import Console
 
-    from cdpo.engine.rich_display import Rich
+    from cdpo.engine.show.rich_display import Rich
 
     stream = io.StringIO()
     display = Rich(stream)
@@ -87,7 +87,8 @@ def test_the_front_follows_the_stream():
 
 def test_rich_and_heavy_modules_are_imported_only_when_used():
     code = (
-        "import sys; import cdpo.engine.local, cdpo.engine.display, cdpo.engine.status, cdpo.engine.stop, cdpo.store;"
+        "import sys; import cdpo.engine.local.engine, cdpo.engine.show.display;"
+        "import cdpo.engine.status, cdpo.engine.stop, cdpo.store;"
         "import cdpo.store.removal, cdpo.store.transfer, cdpo.engine.worker;"
         "print([name for name in ('rich', 'pydantic', 'torch', 'pandas', 'numpy', 'yaml') if name in sys.modules])"
     )

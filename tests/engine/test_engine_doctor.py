@@ -10,8 +10,8 @@ from engine_bench import wait_for
 from fake_gpus import GIB, A, B, card, computing
 
 from cdpo.commands import doctor
-from cdpo.engine import leases
-from cdpo.engine.nvml import list_gpus
+from cdpo.engine.gpus import leases
+from cdpo.engine.gpus.nvml import list_gpus
 from cdpo.engine.process import descends, identity
 
 

@@ -11,11 +11,12 @@ from engine_bench import TRIVIAL, of_kind, wait_for
 from fake_gpus import GIB, A, B, card, computing
 
 from cdpo.config.devices import Devices
-from cdpo.engine import leases, slots, trees
-from cdpo.engine.gpus import choose
-from cdpo.engine.nvml import Gpu, list_gpus
+from cdpo.engine import trees
+from cdpo.engine.gpus import leases, slots
+from cdpo.engine.gpus.nvml import Gpu, list_gpus
+from cdpo.engine.gpus.pool import choose
+from cdpo.engine.gpus.slots import Slots
 from cdpo.engine.process import identity
-from cdpo.engine.slots import Slots
 from cdpo.errors import UsageError
 from cdpo.files import read_json
 
@@ -209,8 +210,8 @@ def test_workers_get_uuids_and_never_share_a_card(bench):
 #: takes two cards a hundred times, and tells when it has them and when it gives them back
 TAKER = """
 import sys, time
-from cdpo.engine.nvml import list_gpus
-from cdpo.engine.slots import Slots
+from cdpo.engine.gpus.nvml import list_gpus
+from cdpo.engine.gpus.slots import Slots
 pool = Slots(list_gpus(), workers=9)
 for _ in range(100):
     while (place := pool.take(2)) is None:
@@ -241,7 +242,7 @@ def test_several_that_want_two_cards_each_do_not_wait_for_each_other(bench):
 def test_an_execution_waits_for_a_card_that_another_program_leased_and_says_so(bench):
     bench.plan({"a": []})
     code = (
-        "import sys; from cdpo.engine import leases, nvml; held = leases.lease(nvml.list_gpus()[0]);"
+        "import sys; from cdpo.engine.gpus import leases, nvml; held = leases.lease(nvml.list_gpus()[0]);"
         "print(flush=True); sys.stdin.read()"
     )
     environment = {**os.environ, "PYTHONPATH": bench.paths, "CDPO_GPU_LEASES": str(bench.leases)}
@@ -328,7 +329,7 @@ def test_a_card_is_given_on_only_when_its_memory_is_free(bench, machine):
 
 
 def test_more_processes_than_cards_are_refused(bench):
-    from cdpo.engine.local import LocalEngine
+    from cdpo.engine.local.engine import LocalEngine
 
     plan = bench.plan({"a": []})
     devices = Devices.model_validate({"pipelines": {"TRIVIAL": {"processes": 3}}})

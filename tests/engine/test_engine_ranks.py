@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from engine_bench import of_kind, wait_for
 
-from cdpo.engine import rank
+from cdpo.engine.ranks import rank
 from cdpo.errors import StepError
 from cdpo.step import Device
 from cdpo.store import locks
@@ -34,7 +34,7 @@ def test_kill_9_of_worker_rank_and_supervisor_of_a_two_process_step(bench):
         process = bench.execute(devices=TWO)
         assert wait_for(lambda: bench.told()["begin", "a"] == 2 * times, 60), bench.told()
         assert locks.is_held(bench.store.alive_path(key))
-        ranks = of_module(bench, "cdpo.engine.rank")
+        ranks = of_module(bench, "cdpo.engine.ranks.rank")
         assert len(ranks) == 2
         return process, ranks
 

@@ -173,7 +173,7 @@ def test_an_evicted_step_is_remade_only_when_a_step_needs_it(bench):
 
 def test_what_cannot_be_run_is_refused_before_anything_starts(bench):
     from cdpo.config.devices import Devices
-    from cdpo.engine.local import LocalEngine
+    from cdpo.engine.local.engine import LocalEngine
 
     plan = make_plan(DIAMOND, bench.diary)
     last = next(step for step in plan.steps.values() if step.name == "d")
@@ -186,7 +186,7 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(bench):
 
 def test_an_input_that_is_not_here_is_refused_before_anything_starts(bench):
     from cdpo.config.devices import Devices
-    from cdpo.engine.local import LocalEngine
+    from cdpo.engine.local.engine import LocalEngine
 
     plan = make_plan(DIAMOND, bench.diary)
     last = next(step for step in plan.steps.values() if step.name == "d")

@@ -10,7 +10,8 @@ import time
 import pytest
 from engine_bench import TRIVIAL, of_kind, wait_for
 
-from cdpo.engine import remains, supervisors, trees
+from cdpo.engine import supervisors, trees
+from cdpo.engine.local import remains
 from cdpo.engine.process import identity, send
 from cdpo.engine.stop import stop
 from cdpo.engine.trees import Tree
@@ -222,7 +223,7 @@ def test_stop_ends_what_a_dead_worker_left(bench):
 def test_a_process_that_will_not_die_is_told_and_does_not_stop_the_matrix(bench, bystander, monkeypatch):
     """As one does that waits in a driver; here the signal is lost on its way."""
     from cdpo.config.devices import Devices
-    from cdpo.engine.local import LocalEngine
+    from cdpo.engine.local.engine import LocalEngine
 
     class Shown:
         def __init__(self):

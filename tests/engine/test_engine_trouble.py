@@ -10,8 +10,8 @@ import pytest
 from engine_bench import of_kind, wait_for
 
 from cdpo.engine import supervisors
-from cdpo.engine.eta import Estimate
-from cdpo.engine.reporter import Reporter
+from cdpo.engine.show.eta import Estimate
+from cdpo.engine.show.reporter import Reporter
 from cdpo.engine.watch import Follower, proc
 from cdpo.files import append_json, write_text
 from cdpo.journal import Journal

@@ -14,9 +14,9 @@ import pytest
 from engine_bench import HERE, of_kind, wait_for
 from on_gpu import hold
 
-from cdpo.engine import leases, nvml
-from cdpo.engine.foreign import foreign, inspect
-from cdpo.engine.slots import Slots
+from cdpo.engine.gpus import leases, nvml
+from cdpo.engine.gpus.foreign import foreign, inspect
+from cdpo.engine.gpus.slots import Slots
 from cdpo.engine.watch import proc
 from cdpo.errors import CdpoError
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 from fake_gpus import GIB, A, B, card, computing
 
-from cdpo.engine import foreign as rule
-from cdpo.engine import nvml
-from cdpo.engine.foreign import foreign
-from cdpo.engine.nvml import DriverError, Gpu, list_gpus
+from cdpo.engine.gpus import foreign as rule
+from cdpo.engine.gpus import nvml
+from cdpo.engine.gpus.foreign import foreign
+from cdpo.engine.gpus.nvml import DriverError, Gpu, list_gpus
 from cdpo.errors import UsageError
 
 MIG = card("GPU-cccc-3", "NVIDIA H100 PCIe", mig=[
@@ -61,7 +61,7 @@ def test_the_real_library_agrees_with_the_made_up_one():
 
 
 def test_planning_imports_no_driver_library():
-    code = "import sys, cdpo.cli, cdpo.engine.status, cdpo.engine.slots; sys.exit('pynvml' in sys.modules)"
+    code = "import sys, cdpo.cli, cdpo.engine.status, cdpo.engine.gpus.slots; sys.exit('pynvml' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -14,8 +14,8 @@ import pytest
 from engine_bench import HERE, of_kind, wait_for
 from ray_room import gone, parent_of
 
-from cdpo.engine import job
-from cdpo.engine.batch import stop
+from cdpo.engine.batch import job
+from cdpo.engine.batch.engine import stop
 from cdpo.files import read_json_lines
 from tests.conftest import run_cdpo, write_project
 
@@ -237,7 +237,7 @@ def test_cdpo_stop(room, tmp_path):
 
 @pytest.mark.slow
 def test_a_job_that_does_not_obey_is_killed(room, monkeypatch):
-    from cdpo.engine import ray_jobs
+    from cdpo.engine.batch import ray_jobs
 
     process = subprocess.Popen(
         [

@@ -9,8 +9,8 @@ import pytest
 from engine_bench import HERE, of_kind, wait_for
 from ray_room import Room, gone, notes, parent_of
 
-from cdpo.engine import job
-from cdpo.engine.backend import Unreachable
+from cdpo.engine.batch import job
+from cdpo.engine.batch.backend import Unreachable
 from cdpo.files import read_json_lines
 
 DIAMOND = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
@@ -92,7 +92,7 @@ def test_a_job_is_taken_once_however_often_it_is_handed_in(room, tmp_path):
 def test_an_actor_without_work_leaves(room):
     code = f"""
 import ray, time
-from cdpo.engine.ray_jobs import Jobs
+from cdpo.engine.batch.ray_jobs import Jobs
 ray.init({room.cluster.address!r}, namespace="cdpo", log_to_driver=False)
 actor = ray.remote(Jobs).options(name="idle", lifetime="detached", num_cpus=0, max_restarts=-1)
 actor = actor.remote({str(room.bench.store.root)!r}, 1.0)

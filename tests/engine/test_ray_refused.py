@@ -10,15 +10,15 @@ import ray_cluster
 from ray_room import heads
 
 from cdpo.config.devices import Devices
-from cdpo.engine import job
-from cdpo.engine.backend import Unreachable
-from cdpo.engine.ray import Ray
+from cdpo.engine.batch import job
+from cdpo.engine.batch.backend import Unreachable
+from cdpo.engine.batch.ray import Ray
 from cdpo.errors import UsageError
 from cdpo.store import Store
 
 
 def test_nothing_of_ray_is_imported_before_it_is_needed():
-    code = "import sys, cdpo.cli, cdpo.engine.ray; sys.exit('ray' in sys.modules)"
+    code = "import sys, cdpo.cli, cdpo.engine.batch.ray; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -91,7 +91,7 @@ def test_what_no_node_can_run_is_refused(room):
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide the processes of a machine")
 def test_a_machine_that_is_no_node_of_the_cluster(room, tmp_path):
-    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-P", "-m", "cdpo.engine.ray_driver"]
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-P", "-m", "cdpo.engine.batch.ray_driver"]
     done = subprocess.run(
         [*command, room.cluster.address, "nobody", str(tmp_path)], stdout=subprocess.PIPE, input=b"", timeout=60
     )

@@ -11,9 +11,9 @@ import slurm_cluster
 from engine_bench import of_kind, wait_for
 
 from cdpo.config.devices import Devices
-from cdpo.engine.batch import stop
-from cdpo.engine.job import command
-from cdpo.engine.slurm import Slurm
+from cdpo.engine.batch.engine import stop
+from cdpo.engine.batch.job import command
+from cdpo.engine.batch.slurm import Slurm
 from cdpo.files import read_json_lines
 
 pytestmark = [

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from cdpo.config.devices import Devices
-from cdpo.engine.backend import Unreachable
-from cdpo.engine.slurm import COMMANDS, Slurm
-from cdpo.engine.slurm_state import read_exit_code, read_squeue, state_of
+from cdpo.engine.batch.backend import Unreachable
+from cdpo.engine.batch.slurm import COMMANDS, Slurm
+from cdpo.engine.batch.slurm_state import read_exit_code, read_squeue, state_of
 from cdpo.errors import UsageError
 from cdpo.plan.graph import PlannedStep
 from cdpo.store import Store

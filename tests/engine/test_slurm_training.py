@@ -14,8 +14,8 @@ import slurm_cluster
 from engine_bench import of_kind, wait_for
 
 from cdpo.config.devices import Devices
+from cdpo.engine.batch.slurm import Slurm
 from cdpo.engine.process import identity
-from cdpo.engine.slurm import Slurm
 from cdpo.plan.graph import PlannedStep
 from cdpo.store import Store
 from tests.conftest import run_cdpo, write_project

@@ -254,4 +254,4 @@ def _kind(words):
     if words[1].endswith("execute.py"):
         return "supervisor"
     module = words[words.index("-m") + 1] if "-m" in words else None
-    return {"cdpo.engine.worker": "worker", "cdpo.engine.rank": "rank"}.get(module, "launcher")
+    return {"cdpo.engine.worker": "worker", "cdpo.engine.ranks.rank": "rank"}.get(module, "launcher")

@@ -12,6 +12,7 @@ FILE = DATA / "hh_rlhf" / "harmless_base_test.jsonl.gz"
 
 
 @pytest.mark.skipif(not FILE.is_file(), reason="hh-rlhf's harmless-base test file is not beside the project")
+@pytest.mark.slow
 def test_the_main_job_runs_on_human_data(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:

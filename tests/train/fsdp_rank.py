@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import state
 from accelerate.utils import DistributedType
 
-from cdpo.engine import rank
+from cdpo.engine.ranks import rank
 
 begin = state.PartialState.__init__
 

@@ -16,7 +16,7 @@ from resuming import Case
 from cdpo.data import playground
 from cdpo.data.prepared import write_split
 from cdpo.data.tiny import build_tiny
-from cdpo.engine import nvml
+from cdpo.engine.gpus import nvml
 from cdpo.errors import CdpoError
 from cdpo.files import read_json
 from cdpo.train import micro_batch

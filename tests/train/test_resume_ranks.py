@@ -17,7 +17,7 @@ from resuming import KILLED, STOPPED, Case, Interrupt, Made, add, ended, equal, 
 from sharding import devices_of
 from transformers import TrainerCallback
 
-from cdpo.engine import rank, ranks
+from cdpo.engine.ranks import launchers, rank
 from cdpo.files import read_json
 from cdpo.store import publish
 from cdpo.train import arguments, checkpoints
@@ -42,7 +42,7 @@ class Pair(Case):
     def start(self, *callbacks: TrainerCallback, **device: Any) -> list[int]:
         """The pids of the ranks."""
         self.describe(**device)
-        for name in (ranks.RESULT, ranks.RANK_FAILURE, ranks.FIRST):
+        for name in (launchers.RESULT, launchers.RANK_FAILURE, launchers.FIRST):
             (self.work / name).unlink(missing_ok=True)
         (self.work / "out").mkdir(exist_ok=True)
         self.store.locks.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ class Pair(Case):
         """Publish what the ranks left."""
         found = self.store.find(self.key)
         if found is None:
-            summary = read_json(self.work / ranks.RESULT)
+            summary = read_json(self.work / launchers.RESULT)
             named = {"key": self.key, "pipeline": self.pipeline, "name": "made", "seconds": 0.0}
             publish.stage(self.work, {**named, "summary": summary})
             found = publish.complete(self.store, self.work)
@@ -100,8 +100,8 @@ def test_two_ranks_killed_and_stopped(
     # both ranks are told, as the worker tells them, and twice, as a batch system may
     assert case.attempt(Interrupt(9, signal.SIGTERM, times=2), checkpoint_seconds=1e9) == 0, case.said()
     assert "stopped after optimiser step 9; " in case.notes()[-1]
-    assert not (case.work / ranks.RESULT).exists()
-    assert not (case.work / ranks.RANK_FAILURE).exists()
+    assert not (case.work / launchers.RESULT).exists()
+    assert not (case.work / launchers.RANK_FAILURE).exists()
     assert case.attempt() == 0, case.said()
     equal(quiet.made(), case.made())
     assert case.made().summary["resumed_from"] == [3, 9]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sharding import describe
 
-from cdpo.engine import node, ranks
+from cdpo.engine.ranks import launchers, node
 from cdpo.errors import StepError
 from cdpo.step import Device
 from cdpo.store import Store, locks
@@ -26,7 +26,7 @@ def launch(work: Path, number: int, port: int, **more: str) -> "subprocess.Popen
     slurm = {"SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": str(number), "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **slurm, node.PORT: str(port)}
     with open(work / f"node{number}.log", "wb") as log:
-        command = [sys.executable, "-m", "cdpo.engine.node", str(work)]
+        command = [sys.executable, "-m", "cdpo.engine.ranks.node", str(work)]
         return subprocess.Popen(command, env={**environment, **more}, stdout=log, stderr=log)
 
 
@@ -49,7 +49,8 @@ def ranks_of(work: Path) -> list[int]:
         if entry.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 words = (entry / "cmdline").read_bytes().decode().split("\0")
-                if words[-3:-1] == ["cdpo.engine.rank", str(work)] and words[1:3] != ["-m", "torch.distributed.run"]:
+                of_rank = words[-3:-1] == ["cdpo.engine.ranks.rank", str(work)]
+                if of_rank and words[1:3] != ["-m", "torch.distributed.run"]:
                     found.append(int(entry.name))
     return found
 
@@ -65,12 +66,12 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 @pytest.mark.parametrize("launcher", ["torchrun", "ddp_multinode", "zero2"])
 def test_two_launchers_train_what_one_process_trains(world, tmp_path, launcher: str) -> None:
     work = two_nodes(world, tmp_path, None if launcher == "torchrun" else launcher)
-    port = ranks._free_port()
+    port = launchers._free_port()
     started = [launch(work, number, port) for number in (0, 1)]
     assert [each.wait(300) for each in started] == [0, 0], (work / "node0.log").read_text()[-4000:]
     assert "3/3 steps" in (work / "node0.log").read_text()
     _, alone = world.run("SFT", PARAMS, device={"micro_batch": 16})
-    together = json.loads((work / ranks.RESULT).read_text())
+    together = json.loads((work / launchers.RESULT).read_text())
     assert together["processes"] == 2
     for split in ("eval", "tune"):
         assert together["after"][split]["loss"] == pytest.approx(alone["after"][split]["loss"], rel=1e-3)
@@ -80,7 +81,7 @@ def test_two_launchers_train_what_one_process_trains(world, tmp_path, launcher: 
 def test_a_launcher_that_dies_takes_its_rank_along_and_ranks_hold_the_alive_lock(world, tmp_path) -> None:
     work = two_nodes(world, tmp_path)
     alive = Store(work.parent.parent).alive_path(work.name)
-    port = ranks._free_port()
+    port = launchers._free_port()
     first, second = (launch(work, number, port) for number in (0, 1))
     try:
         assert wait_for(lambda: len(ranks_of(work)) == 2, 60)
@@ -98,19 +99,19 @@ def test_a_launcher_that_dies_takes_its_rank_along_and_ranks_hold_the_alive_lock
 @pytest.mark.slow
 def test_nodes_that_are_told_to_stop_leave_a_checkpoint_and_go_on_from_it(world, tmp_path) -> None:
     work = two_nodes(world, tmp_path, max_steps=60)
-    port = ranks._free_port()
+    port = launchers._free_port()
     started = [launch(work, number, port) for number in (0, 1)]
     try:
         assert wait_for(lambda: (work / "metrics.jsonl").exists(), 120)
         for each in started:  # srun passes it on to every node
             each.send_signal(signal.SIGTERM)
         assert [each.wait(120) for each in started] == [0, 0]
-        assert not (work / ranks.RESULT).exists()
+        assert not (work / launchers.RESULT).exists()
         assert len(list((work / "ckpt").glob("checkpoint-*/complete.json"))) == 1
-        port = ranks._free_port()
+        port = launchers._free_port()
         started = [launch(work, number, port) for number in (0, 1)]
         assert [each.wait(300) for each in started] == [0, 0]
-        assert json.loads((work / ranks.RESULT).read_text())["resumed_from"]
+        assert json.loads((work / launchers.RESULT).read_text())["resumed_from"]
     finally:
         for each in started:
             each.kill()
@@ -121,7 +122,7 @@ def test_nodes_that_slurm_did_not_start_are_refused(monkeypatch, tmp_path) -> No
     device = Device(processes=2, nodes=2)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(StepError, match="started by SLURM only"):
-        ranks.run(tmp_path, device)
+        launchers.run(tmp_path, device)
     with pytest.raises(StepError, match="SLURM_STEP_NUM_NODES is not set"):
         node.this_node(device)
     for name, value in {"SLURM_STEP_NUM_NODES": "3", "SLURM_PROCID": "0", "SLURM_LAUNCH_NODE_IPADDR": "::1"}.items():

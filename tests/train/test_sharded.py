@@ -6,7 +6,7 @@ import pytest
 from sharding import describe, make
 
 from cdpo.config.params import TrainingParams
-from cdpo.engine import ranks
+from cdpo.engine.ranks import launchers
 from cdpo.errors import StepError
 from cdpo.step import Device
 from cdpo.train.sharded import refuse_unshardable
@@ -34,7 +34,7 @@ def test_what_would_compute_something_else_is_refused(device: Device) -> None:
 def test_deepspeed_that_is_not_installed_is_said_with_how_to_get_it(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StepError, match=r"zero2.yaml asks for DeepSpeed, which is not installed: pip install 'cdpo"):
-        ranks.run(tmp_path, ZERO)
+        launchers.run(tmp_path, ZERO)
 
 
 def test_a_method_that_samples_is_refused_where_weights_are_cut(world) -> None:

@@ -30,6 +30,7 @@ def trained(world: Any, folder: Path, pipeline: str, params: dict[str, Any], lau
     return Made(work, make(work))
 
 
+@pytest.mark.slow
 def test_zero_two_trains_what_plain_data_parallelism_trains(world, tmp_path) -> None:
     plain, zero = (trained(world, tmp_path, "SFT", PARAMS, launcher) for launcher in (None, "zero2"))
     assert "DeepSpeed" in zero.log

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cdpo.engine.nvml import Gpu
+from cdpo.engine.gpus.nvml import Gpu
 from cdpo.engine.process import is_alive
 from cdpo.errors import UsageError
 

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cdpo.engine.words import duration, eta, label, line, progress
+from cdpo.engine.show.words import duration, eta, label, line, progress
 
 STYLES = {"step_failed": "bold red", "step_blocked": "yellow", "note": "yellow", "step_adopted": "cyan"}
 

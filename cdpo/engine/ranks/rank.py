@@ -1,4 +1,4 @@
-"""`python -m cdpo.engine.rank WORK`: one of the processes of a step, started by torchrun or accelerate.
+"""`python -m cdpo.engine.ranks.rank WORK`: one of the processes of a step, started by torchrun or accelerate.
 
 Before anything heavy is imported it binds itself to its step: it dies with the launcher, and it holds the step's
 `alive` lock, shared, so that the step is not free while it lives.
@@ -12,10 +12,10 @@ from typing import Any
 
 from cdpo import memory, stopping
 from cdpo.engine import stall
-from cdpo.engine.node import LAUNCHER
 from cdpo.engine.process import die_with_parent
 from cdpo.engine.program import load_run
-from cdpo.engine.ranks import FIRST, RANK_FAILURE, RESULT
+from cdpo.engine.ranks.launchers import FIRST, RANK_FAILURE, RESULT
+from cdpo.engine.ranks.node import LAUNCHER
 from cdpo.errors import CdpoError, OutOfMemory, StepError
 from cdpo.files import read_json, write_json
 from cdpo.step import Device, Step

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cdpo.engine import gpus, leases, nvml
-from cdpo.engine.foreign import Foreign, foreign
-from cdpo.engine.nvml import Gpu
+from cdpo.engine.gpus import leases, nvml, pool
+from cdpo.engine.gpus.foreign import Foreign, foreign
+from cdpo.engine.gpus.nvml import Gpu
 
 if TYPE_CHECKING:
     from cdpo.config.devices import Devices
@@ -161,4 +161,4 @@ def cards(devices: "Devices", environment: Mapping[str, str] = os.environ) -> li
 def _pool(devices: "Devices", environment: Mapping[str, str]) -> list[Gpu]:
     if devices.gpus == []:
         return []
-    return gpus.choose(nvml.list_gpus(), devices.gpus, environment.get("CUDA_VISIBLE_DEVICES"))
+    return pool.choose(nvml.list_gpus(), devices.gpus, environment.get("CUDA_VISIBLE_DEVICES"))

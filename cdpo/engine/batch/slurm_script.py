@@ -1,4 +1,4 @@
-"""What a job's script does before and after its worker (see cdpo/engine/slurm.py).
+"""What a job's script does before and after its worker (see cdpo/engine/batch/slurm.py).
 
 SLURM warns the worker by SIGTERM before the time limit, and before a preemption where the cluster grants a time of
 grace; the worker saves what it needs to go on and ends with STOPPED. The script then puts its job back into the queue,

@@ -4,7 +4,7 @@ import time
 
 from cdpo.engine import trees
 from cdpo.engine.process import Identity, describe
-from cdpo.engine.reporter import Reporter
+from cdpo.engine.show.reporter import Reporter
 from cdpo.engine.trees import Tree
 
 #: seconds that a killed process may take to go before that is told

@@ -2,8 +2,8 @@
 
 SLURM orders the jobs itself (`afterok`), so nobody needs to stay. A job carries its store and its step in its name,
 by which a later execute finds it. SLURM warns what runs under srun, and nothing else, before a time limit or a
-preemption; so the worker does, or where the job has several nodes its launchers (cdpo/engine/ranks.py), beside which
-the worker runs as part of the script. cdpo/engine/slurm_script.py says what happens then. The script needs nothing but
+preemption; so the worker does, or where the job has several nodes its launchers (ranks/launchers.py), beside which
+the worker runs as part of the script. slurm_script.py says what happens then. The script needs nothing but
 the store: submitit's own jobs are pickles put in their place after sbatch has answered, so that a submitter killed in
 between would leave a job that cannot start.
 """
@@ -20,9 +20,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdpo.engine.backend import JobState, Unreachable, mark
-from cdpo.engine.slurm_script import setup, teardown, warning_seconds
-from cdpo.engine.slurm_state import FORGOTTEN, Listed, read_exit_code, read_sacct, read_squeue, state_of
+from cdpo.engine.batch.backend import JobState, Unreachable, mark
+from cdpo.engine.batch.slurm_script import setup, teardown, warning_seconds
+from cdpo.engine.batch.slurm_state import FORGOTTEN, Listed, read_exit_code, read_sacct, read_squeue, state_of
 from cdpo.errors import CdpoError, UsageError
 from cdpo.store import Store
 

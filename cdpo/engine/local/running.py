@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cdpo import disk
+from cdpo.engine.gpus.slots import Place
 from cdpo.engine.process import Identity, is_alive, send
-from cdpo.engine.slots import Place
 from cdpo.engine.trees import Tree
 from cdpo.engine.watch import Follower, failure, proc, tail
 from cdpo.files import write_json

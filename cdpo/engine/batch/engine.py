@@ -1,9 +1,9 @@
 """One `execute` on a batch system (SLURM, Ray): submits the steps as jobs that the system orders, and watches.
 
-The jobs need nobody: each makes its step and publishes it (cdpo/engine/job.py), and the batch system starts it when
-its parents' jobs have ended well. So whoever submitted may leave, or die; the next execute finds the jobs that live,
-submits what is missing and watches again. What became of a step is read from the store first and asked of the batch
-system second: a published folder is the truth.
+The jobs need nobody: each makes its step and publishes it (job.py), and the batch system starts it when its parents'
+jobs have ended well. So whoever submitted may leave, or die; the next execute finds the jobs that live, submits what is
+missing and watches again. What became of a step is read from the store first and asked of the batch system second: a
+published folder is the truth.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdpo.engine import job
-from cdpo.engine.backend import Backend, JobState, Unreachable
-from cdpo.engine.display import Display, Silent
-from cdpo.engine.eta import Estimate
+from cdpo.engine.batch import job
+from cdpo.engine.batch.backend import Backend, JobState, Unreachable
 from cdpo.engine.outcome import Outcome
 from cdpo.engine.program import modules_for
-from cdpo.engine.reporter import Reporter
 from cdpo.engine.selection import Selection, select
+from cdpo.engine.show.display import Display, Silent
+from cdpo.engine.show.eta import Estimate
+from cdpo.engine.show.reporter import Reporter
 from cdpo.engine.signals import Signals
 from cdpo.engine.watch import Follower, failure, proc, tail
 from cdpo.files import write_json
@@ -42,6 +42,8 @@ class Watched:
 
     id: str
     events: Follower
+    #: the step's last attempt before this job was queued: its traces lie in the work folder until this one begins
+    before: int = 0
     #: attempt of the step that was announced
     attempt: int = 0
     #: what the batch system last said
@@ -134,8 +136,8 @@ class BatchExecution:
         step = self.plan.steps[key]
         parents = {parent: self.plan.steps[parent] for parent in step.parents}
         job.describe(self.store, step, self.devices, self.modules.get(step.pipeline), parents)
-        for name in ("failure.json", "proc.json"):
-            (self.store.work(key) / name).unlink(missing_ok=True)
+        # not proc.json: by that the job finds what an earlier attempt left running
+        (self.store.work(key) / "failure.json").unlink(missing_ok=True)
         self._free(key)
         after = [self.watched[parent].id for parent in step.parents if parent in self.watched]
         self._watch_job(key, self.backend.submit(step, job.command(self.store, key), after), found=False)
@@ -151,7 +153,10 @@ class BatchExecution:
                 self.store.release_claim(key, id, f"the batch system says that it is over {state.reason}".rstrip())
 
     def _watch_job(self, key: str, id: str, found: bool) -> None:
-        self.watched[key] = Watched(id, Follower(self.store.work(key) / "events.jsonl"))
+        last = proc(self.store.work(key))
+        began = found and self.store.is_locked(key)
+        before = 0 if last is None or began else last.get("attempt", 1)
+        self.watched[key] = Watched(id, self._events(key), before)
         self.reporter.emit("step_queued", key, job=id, found=found)
 
     # watching
@@ -161,7 +166,8 @@ class BatchExecution:
         for key, each in self.watched.items():
             if key not in ended:
                 self._announce(key, each)
-                self.reporter.listen(key, each)
+                if each.attempt:
+                    self.reporter.listen(key, each)
         for key, path in ended.items():
             each = self.watched.pop(key)
             self._announce(key, each)
@@ -186,12 +192,14 @@ class BatchExecution:
             return None
         return place
 
+    def _events(self, key: str) -> Follower:
+        return Follower(self.store.work(key) / "events.jsonl")
+
     def _announce(self, key: str, each: Watched) -> None:
         """Say once for each attempt where it runs."""
         who = proc(self.store.work(key))
-        if who is not None and who.get("attempt", 1) > each.attempt:
-            if each.attempt:
-                each.events = Follower(self.store.work(key) / "events.jsonl")
+        if who is not None and who.get("attempt", 1) > max(each.before, each.attempt):
+            each.events = self._events(key)
             each.attempt = who.get("attempt", 1)
             self.estimate.started(key, self.plan.steps[key].pipeline, who["started"])
             log = self.store.work(key) / f"attempt-{each.attempt}.log"

@@ -1,4 +1,4 @@
-"""`python -m cdpo.engine.ray_driver ADDRESS ACTOR STORE`: through this process a submitter speaks to a Ray cluster.
+"""`python -m cdpo.engine.batch.ray_driver ADDRESS ACTOR STORE`: a submitter's way to a Ray cluster.
 
 It is a process of its own because Ray is no guest: it waits without limit for a cluster that is not there, ends the
 process that uses it one minute after the head node is gone, takes over SIGTERM and writes to the terminal.
@@ -77,7 +77,7 @@ def connect(address: str) -> dict[str, str]:
 def serve(cluster: "Cluster", requests: Iterable[str], answers: IO[str]) -> None:
     from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-    from cdpo.engine.ray_jobs import Refused
+    from cdpo.engine.batch.ray_jobs import Refused
 
     for line in requests:
         method, *arguments = json.loads(line)
@@ -105,7 +105,7 @@ class Cluster:
     def submit(self, job: dict[str, Any]) -> None:
         import ray
 
-        from cdpo.engine.ray_jobs import Job, Jobs, Refused
+        from cdpo.engine.batch.ray_jobs import Job, Jobs, Refused
 
         wanted = Job(**job)
         lack = shortage(ray.nodes(), wanted.cpus, wanted.gpus)

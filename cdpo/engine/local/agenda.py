@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdpo.engine.outcome import Outcome
-from cdpo.engine.reporter import Reporter
 from cdpo.engine.selection import Selection
+from cdpo.engine.show.reporter import Reporter
 
 if TYPE_CHECKING:
     from cdpo.plan.graph import Plan

@@ -8,12 +8,12 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from cdpo.engine.display import Display, Silent
-from cdpo.engine.execution import Execution
+from cdpo.engine.gpus.slots import Slots
+from cdpo.engine.local.execution import Execution
 from cdpo.engine.outcome import Outcome
 from cdpo.engine.program import modules_for
 from cdpo.engine.selection import select
-from cdpo.engine.slots import Slots
+from cdpo.engine.show.display import Display, Silent
 from cdpo.errors import UsageError
 from cdpo.store import Store
 

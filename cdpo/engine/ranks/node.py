@@ -1,7 +1,7 @@
 """The launcher of one node, torchrun or accelerate, which starts the ranks of a step there.
 
 A step of one node has its launcher below its worker. One of several nodes has this module on each, started by srun
-(see cdpo/engine/ranks.py): `python -m cdpo.engine.node WORK` learns from SLURM which of the nodes it is, and ends as
+(see launchers.py): `python -m cdpo.engine.ranks.node WORK` learns from SLURM which of the nodes it is, and ends as
 its launcher does.
 
 Launchers hear nothing of SIGTERM: they would give the ranks half a minute, and give up on a second signal. Whoever
@@ -56,7 +56,7 @@ def command(work: Path, device: Device, node: Node | None) -> list[str]:
         else:
             launch += ["--nnodes", str(nodes), "--node_rank", str(node.number)]
             launch += ["--master_addr", node.address, "--master_port", str(node.port)]
-    return [sys.executable, "-m", *launch, "-m", "cdpo.engine.rank", str(work)]
+    return [sys.executable, "-m", *launch, "-m", "cdpo.engine.ranks.rank", str(work)]
 
 
 def start(work: Path, device: Device, node: Node | None = None) -> "subprocess.Popen[bytes]":

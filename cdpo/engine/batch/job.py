@@ -1,4 +1,4 @@
-"""`python -m cdpo.engine.job STORE KEY`: makes one step wherever a batch system starts it.
+"""`python -m cdpo.engine.batch.job STORE KEY`: makes one step wherever a batch system starts it.
 
 What is to be made stands in `jobs/<key>.json` of the store, written by whoever submitted the job (`describe`). All else
 is decided here, where and when the job runs: the folders of the inputs, the GPU that it was given, the attempt. The
@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdpo.engine import gpus, launch, nvml
-from cdpo.engine.slots import Place
+from cdpo.engine import launch, trees
+from cdpo.engine.gpus import nvml, pool
+from cdpo.engine.gpus.slots import Place
 from cdpo.engine.worker import LAUNCH
 from cdpo.errors import CdpoError
 from cdpo.files import read_json, write_json
@@ -53,7 +54,7 @@ def describe(
 
 def command(store: Store, key: str) -> list[str]:
     # -P: a file of the folder that it is started in must not stand in for a module
-    return [sys.executable, "-P", "-m", "cdpo.engine.job", str(store.root), key]
+    return [sys.executable, "-P", "-m", "cdpo.engine.batch.job", str(store.root), key]
 
 
 def main(root: Path, key: str) -> None:
@@ -81,9 +82,11 @@ def main(root: Path, key: str) -> None:
     for descriptor in lock.descriptors:
         os.set_inheritable(descriptor, True)
     given = [{"uuid": gpu.uuid, "name": gpu.name} for gpu in place.gpus]
-    said = {"lock": lock.described(), "attempt": attempt, "place": place.label, "gpus": given}
+    mark = trees.new_mark(store, key)
+    said = {"lock": lock.described(), "mark": mark, "attempt": attempt, "place": place.label, "gpus": given}
     worker = launch.worker_command(work)
-    environment = {**os.environ, **launch.environment(device), **place.environment(), LAUNCH: json.dumps(said)}
+    environment = {**os.environ, **launch.environment(device), **place.environment()}
+    environment |= {trees.MARK: mark, LAUNCH: json.dumps(said)}
     os.execve(worker[0], worker, environment)
 
 
@@ -102,6 +105,7 @@ def _described(store: Store, key: str) -> dict[str, Any]:
 def _turn(store: Store, step: "PlannedStep") -> Lock | None:
     """The step's lock, once nobody else makes it; None where it is finished by then."""
     while True:
+        _end_leftovers(store, step.key)
         lock = store.lock(step.key)
         if lock is not None:
             if not _finished(store, step):
@@ -109,6 +113,13 @@ def _turn(store: Store, step: "PlannedStep") -> Lock | None:
             store.unlock(step.key, lock)
             return None
         time.sleep(PAUSE)
+
+
+def _end_leftovers(store: Store, key: str) -> None:
+    """Kill what an earlier attempt left running on this machine: no batch system does, and it may hold the lock."""
+    for mark in trees.leftovers(store):
+        if trees.key_of(mark) == key and trees.Tree(mark).kill():
+            print(f"killed what an earlier attempt at {short(key)} left running", flush=True)
 
 
 def _finished(store: Store, step: "PlannedStep") -> bool:
@@ -140,7 +151,7 @@ def _place(step: "PlannedStep", devices: "Devices") -> Place:
     if devices.gpus == []:
         return Place(-1, where)
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    found = gpus.choose(nvml.list_gpus(), "auto", given)
+    found = pool.choose(nvml.list_gpus(), "auto", given)
     wanted = devices.of(step.pipeline)
     if len(found) < wanted.processes // wanted.nodes:
         raise CdpoError(
@@ -153,7 +164,7 @@ def _place(step: "PlannedStep", devices: "Devices") -> Place:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m cdpo.engine.job STORE KEY   (a step of `jobs/` of that store)")
+        sys.exit("usage: python -m cdpo.engine.batch.job STORE KEY   (a step of `jobs/` of that store)")
     try:
         main(Path(sys.argv[1]), sys.argv[2])
     except CdpoError as error:

@@ -1,7 +1,7 @@
 """Ray as a batch system (`engine: ray`): each step is one task of a `ray start` cluster, owned by a detached actor.
 
-The actor (cdpo/engine/ray_jobs.py) stays when the submitter leaves or dies; Ray orders the tasks. This side imports no
-Ray: it asks through a process of its own (cdpo/engine/ray_driver.py).
+The actor (ray_jobs.py) stays when the submitter leaves or dies; Ray orders the tasks. This side imports no
+Ray: it asks through a process of its own (ray_driver.py).
 """
 
 import contextlib
@@ -19,8 +19,8 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cdpo.engine.backend import JobState, Unreachable, mark
-from cdpo.engine.ray_driver import TOKEN
+from cdpo.engine.batch.backend import JobState, Unreachable, mark
+from cdpo.engine.batch.ray_driver import TOKEN
 from cdpo.errors import UsageError
 from cdpo.store import Store
 
@@ -150,7 +150,7 @@ class Driver:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         self._process = subprocess.Popen(
             # -P: the user's folder is not searched for modules, here or by the actor
-            [sys.executable, "-P", "-m", "cdpo.engine.ray_driver", address, actor, store],
+            [sys.executable, "-P", "-m", "cdpo.engine.batch.ray_driver", address, actor, store],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,

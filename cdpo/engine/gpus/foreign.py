@@ -8,8 +8,9 @@ Outside a container processes are not seen inside it; there memory alone tells.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cdpo.engine import leases, nvml, trees
-from cdpo.engine.nvml import Gpu, Process
+from cdpo.engine import trees
+from cdpo.engine.gpus import leases, nvml
+from cdpo.engine.gpus.nvml import Gpu, Process
 from cdpo.engine.process import descends, describe
 
 GIB = 2**30

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cdpo import disk
-from cdpo.engine.reporter import Reporter
+from cdpo.engine.show.reporter import Reporter
 from cdpo.errors import CdpoError
 
 

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping
 from typing import IO, Any, Literal, Protocol
 
-from cdpo.engine.words import duration, line
+from cdpo.engine.show.words import duration, line
 
 Event = Mapping[str, Any]
 
@@ -88,7 +88,7 @@ def make_display(kind: Literal["auto", "rich", "plain", "json"] = "auto", stream
         return Json(stream)
     if kind == "plain":
         return Plain(stream)
-    from cdpo.engine.rich_display import Rich
+    from cdpo.engine.show.rich_display import Rich
 
     return Rich(stream)
 

@@ -4,8 +4,8 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from cdpo.engine.reporter import Reporter
 from cdpo.engine.selection import Selection
+from cdpo.engine.show.reporter import Reporter
 from cdpo.store.locks import Lock
 
 #: a finished step: its folder, and the seconds that it took

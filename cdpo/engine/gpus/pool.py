@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cdpo.engine.nvml import Gpu
+from cdpo.engine.gpus.nvml import Gpu
 from cdpo.errors import UsageError
 
 

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from cdpo import disk
 from cdpo.engine import launch, supervisors
-from cdpo.engine.agenda import Agenda
-from cdpo.engine.custody import Custody
-from cdpo.engine.display import Display
-from cdpo.engine.eta import Estimate
+from cdpo.engine.gpus.slots import Place, Slots
+from cdpo.engine.local.agenda import Agenda
+from cdpo.engine.local.custody import Custody
+from cdpo.engine.local.remains import Remains
+from cdpo.engine.local.running import Adopted, Running
+from cdpo.engine.local.sight import Sight
 from cdpo.engine.outcome import Outcome
-from cdpo.engine.remains import Remains
-from cdpo.engine.reporter import Reporter
-from cdpo.engine.running import Adopted, Running
 from cdpo.engine.selection import Selection
-from cdpo.engine.sight import Sight
+from cdpo.engine.show.display import Display
+from cdpo.engine.show.eta import Estimate
+from cdpo.engine.show.reporter import Reporter
 from cdpo.engine.signals import Signals
-from cdpo.engine.slots import Place, Slots
 from cdpo.engine.watch import failure, proc
 from cdpo.stopping import STOPPED
 from cdpo.store import Store

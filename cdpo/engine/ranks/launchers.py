@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cdpo.engine import node
 from cdpo.engine.process import die_with_parent
+from cdpo.engine.ranks import node
 from cdpo.errors import OutOfMemory, StepError
 from cdpo.files import read_json
 from cdpo.step import Device
@@ -71,7 +71,7 @@ def srun(work: Path, device: Device) -> list[str]:
     words += ["--overlap", "--kill-on-bad-exit=1", "--cpu-bind=none", "--input=none"]
     if "SLURM_CPUS_PER_TASK" in os.environ:
         words.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
-    return [*words, sys.executable, "-P", "-m", "cdpo.engine.node", str(work)]
+    return [*words, sys.executable, "-P", "-m", "cdpo.engine.ranks.node", str(work)]
 
 
 def _start_on_nodes(work: Path, device: Device) -> "subprocess.Popen[bytes]":

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cdpo.engine.display import Display, Silent
-from cdpo.engine.eta import Estimate
+from cdpo.engine.show.display import Display, Silent
+from cdpo.engine.show.eta import Estimate
 from cdpo.engine.watch import Follower
 from cdpo.store import Store
 
@@ -28,7 +28,7 @@ class Reporter:
         self.store, self.plan, self.display, self.estimate = store, plan, display, estimate
 
     def emit(self, event: str, key: str | None = None, **fields: Any) -> None:
-        """One event, about the step `key` where there is one; see cdpo/engine/display.py for the kinds."""
+        """One event, about the step `key` where there is one; see cdpo/engine/show/display.py for the kinds."""
         whole: dict[str, Any] = {"event": event, "time": round(time.time(), 3)}
         if key is not None:
             step = self.plan.steps[key]
