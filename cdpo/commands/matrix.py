@@ -19,6 +19,7 @@ from cdpo.plan.states import StepState, states, summary
 from cdpo.project import Project
 
 if TYPE_CHECKING:
+    from cdpo.measured import Measurement
     from cdpo.plan.fit import Fit
 
 
@@ -60,13 +61,20 @@ def prep(project: Project, display: Any) -> None:
 
 
 def show_plan(project: Project, as_json: bool) -> None:
+    """Say what would run and why. Raises UsageError, after that, where it is known not to fit into memory."""
+    from cdpo.plan.estimates import estimate_lines
+
     plan = project.plan()
     found = _states(project, plan)
+    todo = [step for step in plan.steps.values() if found[step.key].state == "run"]
+    fit = _fit(project, plan)
     if as_json:
-        json.dump(plan_json(plan, found), sys.stdout)
+        json.dump(plan_json(plan, found, fit.largest(todo)), sys.stdout)
         print()
     else:
-        click.echo(plan_table(plan, found, [*plan.notes, *_estimates(project, plan, found)]))
+        more = [*plan.notes, *estimate_lines(project.store, todo), *fit.lines(todo)]
+        click.echo(plan_table(plan, found, more))
+    _refuse(fit.obstacles(todo))
 
 
 def execute(
@@ -161,8 +169,8 @@ def _obstacles(plan: Plan, keys: set[str]) -> list[str]:
     return sorted(found)
 
 
-def plan_json(plan: Plan, found: dict[str, StepState]) -> dict[str, Any]:
-    """The contract of `cdpo plan --json`."""
+def plan_json(plan: Plan, found: dict[str, StepState], memory: dict[str, "Measurement"]) -> dict[str, Any]:
+    """The contract of `cdpo plan --json`. Memory in bytes, where it was measured."""
     return {
         "runs": [{"name": run.name, "tag": run.tag, "seed": run.seed, "steps": run.steps} for run in plan.runs],
         "steps": [
@@ -176,6 +184,10 @@ def plan_json(plan: Plan, found: dict[str, StepState]) -> dict[str, Any]:
             }
             for step in plan.steps.values()
         ],
+        "memory": {
+            pipeline: {name: getattr(measured, name) for name in ("card", "memory", "peak", "micro_batch", "length")}
+            for pipeline, measured in memory.items()
+        },
     }
 
 
@@ -192,13 +204,6 @@ def _states(project: Project, plan: Plan) -> dict[str, StepState]:
     from cdpo.store.provenance import source_digest
 
     return states(plan, project.store.finished(), source_digest)
-
-
-def _estimates(project: Project, plan: Plan, found: dict[str, StepState]) -> list[str]:
-    from cdpo.plan.estimates import estimate_lines
-
-    todo = [step for step in plan.steps.values() if found[step.key].state == "run"]
-    return [*estimate_lines(project.store, todo), *_fit(project, plan).lines(todo)]
 
 
 def _fit(project: Project, plan: Plan) -> "Fit":
@@ -230,7 +235,10 @@ def refuse_unfit(project: Project, plan: Plan, keys: set[str] | None) -> None:
         if step.key not in todo and found[step.key].state == "run":
             todo[step.key] = step
             waiting.extend(step.parents)
-    obstacles = _fit(project, plan).obstacles(list(todo.values()))
+    _refuse(_fit(project, plan).obstacles(list(todo.values())))
+
+
+def _refuse(obstacles: list[str]) -> None:
     if obstacles:
         raise UsageError("this plan does not fit into memory:\n  " + "\n  ".join(obstacles))
 

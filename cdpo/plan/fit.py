@@ -37,18 +37,22 @@ class Fit:
         self.store, self.devices, self.plan, self.lengths = store, devices, plan, lengths
         self.cards = list(dict.fromkeys(cards))
 
-    def lines(self, todo: Sequence[PlannedStep]) -> list[str]:
-        """One line for each pipeline of `todo` of which something is known: what its largest step needs."""
+    def largest(self, todo: Sequence[PlannedStep]) -> dict[str, Measurement]:
+        """By pipeline, what the largest of its steps in `todo` needs; without those of which nothing is known."""
         largest: dict[str, Measurement] = {}
         for step in todo:
             for found in self._measured(step):
                 before = largest.get(step.pipeline)
                 if found is not None and found.peak and (before is None or found.peak > (before.peak or 0)):
                     largest[step.pipeline] = found
+        return largest
+
+    def lines(self, todo: Sequence[PlannedStep]) -> list[str]:
+        """One line for each pipeline of `todo` of which something is known."""
         return [
             f"{pipeline}: {show_size(found.peak or 0)} of {show_size(found.memory)} of memory ({found.card}), "
             f"{found.micro_batch} rows at once, as measured here"
-            for pipeline, found in largest.items()
+            for pipeline, found in self.largest(todo).items()
         ]
 
     def obstacles(self, todo: Sequence[PlannedStep]) -> list[str]:

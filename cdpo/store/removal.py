@@ -25,11 +25,11 @@ class Removal:
     """One thing to remove."""
 
     #: "weights": those files of a finished step that hold weights; otherwise the whole of `path`
-    kind: Literal["step", "weights", "work", "aside", "ref"]
+    kind: Literal["step", "weights", "work", "job", "aside", "ref"]
     path: Path
     bytes: int
     why: str
-    #: the step's key (12 digits at least); None for refs and for what lies aside
+    #: the step's key (12 digits at least); None for refs, for what jobs left and for what lies aside
     key: str | None = None
 
 
@@ -93,6 +93,9 @@ def plan_gc(store: Store, weights: Collection[str] = ()) -> list[Removal]:
         else:
             continue
         found.append(Removal("work", store.work(key), size_of(store.work(key)), why, key))
+    for path in sorted([*store.jobs.glob("*.json"), *store.jobs.glob("slurm/*")]):
+        if short(path.stem) in steps:
+            found.append(Removal("job", path, size_of(path), "what a batch job was told, and its logs; it is finished"))
     for path in sorted((store.root / "work").glob(".*-*")):
         if not Path(f"/proc/{path.name.split('-')[-1]}").exists():
             found.append(Removal("aside", path, size_of(path), "left over from a copy or a removal that was killed"))

@@ -35,6 +35,8 @@ class Store:
         self.plans = self.root / "plans"
         self.refs = self.root / "refs"
         self.aside = self.root / "aside"
+        #: what batch systems were told of steps
+        self.jobs = self.root / "jobs"
         self.events = self.root / "events.jsonl"
 
     @property

@@ -134,7 +134,7 @@ class Checkpoints:
         if (stop or due) and self._saved != at:
             self.save()
         if stop:
-            kept = f"the next `cdpo execute` goes on from optimiser step {self._saved}" if self._saved >= 0 else ""
+            kept = f"the next attempt goes on from optimiser step {self._saved}" if self._saved >= 0 else ""
             self.step.note(f"stopped after optimiser step {at}" + (f"; {kept}" if kept else ""))
             raise stopping.Stopped
 

@@ -164,7 +164,13 @@ def test_plan_tells_and_execute_refuses(made: Path) -> None:
     told = run_cdpo("plan", cwd=made).stdout
     assert f"DPO: 1.0 GB of {memory / GB:.1f} GB of memory (cpu), 8 rows at once, as measured here" in told
 
+    told = json.loads(run_cdpo("plan", "--json", cwd=made).stdout)["memory"]
+    assert told == {"DPO": {"card": "cpu", "memory": memory, "peak": GB, "micro_batch": 8, "length": 25}}
+
     remember(project.store, Measurement(**{**vars(fits), "micro_batch": 0, "peak": None}))
+    refused = run_cdpo("plan", cwd=made, check=2)
+    assert refused.stdout.startswith("stage")
+    assert "DPO/tiny_small_beta0.2" in refused.stderr
     with pytest.raises(UsageError, match="does not fit"):
         refuse_unfit(*of(made), None)
     before = sorted(path.name for path in (made / ".cdpo/work").glob("*"))

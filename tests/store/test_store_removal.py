@@ -1,6 +1,7 @@
 """What gc, clear and evict would remove, and that they remove exactly that."""
 
 import os
+from pathlib import Path
 
 import pytest
 from store_bench import finish, work_of
@@ -80,6 +81,17 @@ def test_gc_takes_what_nobody_needs(tmp_path):
     assert store.working() == ["ee" * 32]
     assert plan_gc(store) == []
     assert set(store.finished()) == {A[:12], B[:12]}
+
+
+def test_gc_takes_what_jobs_of_finished_steps_left(tmp_path):
+    store = store_with(tmp_path)
+    for key in (A, "ee" * 32):
+        write_json(store.jobs / f"{key}.json", {})
+        write_json(store.jobs / "slurm" / key / "1_0_log.out", {})
+    planned = [each for each in plan_gc(store) if each.kind == "job"]
+    assert [each.path.relative_to(store.jobs) for each in planned] == [Path(f"{A}.json"), Path("slurm") / A]
+    assert list(remove(store, planned)) == planned
+    assert sorted(path.stem for path in store.jobs.rglob("ee*")) == ["ee" * 32] * 2
 
 
 def test_gc_leaves_running_steps_and_what_they_read(tmp_path):

@@ -88,7 +88,7 @@ def test_stopped_in_the_middle_of_a_step(case: Any, name: str) -> None:
     assert broken.attempt(Interrupt(3, signal.SIGTERM)) == STOPPED, broken.said()
     assert broken.checkpoints[-1] == 3
     assert not (broken.work / "failure.json").exists()
-    assert "stopped after optimiser step 3; the next `cdpo execute` goes on from optimiser step 3" in broken.notes()
+    assert "stopped after optimiser step 3; the next attempt goes on from optimiser step 3" in broken.notes()
     # at the end of an epoch, too
     assert broken.attempt(Interrupt(EPOCH, signal.SIGTERM)) == STOPPED, broken.said()
     assert broken.attempt() == 0, broken.said()

@@ -34,7 +34,7 @@ PAUSE = 1.0
 
 
 def job_path(store: Store, key: str) -> Path:
-    return store.root / "jobs" / f"{key}.json"
+    return store.jobs / f"{key}.json"
 
 
 def describe(

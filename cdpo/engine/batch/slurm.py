@@ -147,7 +147,7 @@ class Slurm:
         return {**found, "additional_parameters": {name: value for name, value in more.items() if value is not False}}
 
     def _folder(self, key: str) -> Path:
-        return self.store.root / "jobs" / "slurm" / key
+        return self.store.jobs / "slurm" / key
 
     def _jobs(self) -> list[Listed]:
         """The jobs of this user for this store that SLURM still knows."""
