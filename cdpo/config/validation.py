@@ -1,5 +1,6 @@
 """Values held against pydantic's models, and its errors as problems with their places in the document."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -14,6 +15,9 @@ from cdpo.config.yaml_reader import Document
 PLUGIN = "plugin"
 #: parameters that may name a user's function -> the role of that input
 PLUGGED = {"rule": "rule_plugin", "loss_type": "loss_plugin"}
+
+#: a mapping, as pydantic calls it
+_MAPPING = re.compile(r"a valid dictionary( or instance of \w+)?")
 
 
 def checked(
@@ -84,6 +88,7 @@ def _models(annotation: Any) -> Iterator[type[Params]]:
 def sentence(message: str, given: Any) -> str:
     """What pydantic says of a value, without its preamble and with the value."""
     message = message.removeprefix("Value error, ").replace("Input should", "should")
+    message = _MAPPING.sub("keys with values (`key: value`)", message).replace("a valid list", "a list")
     return message if isinstance(given, dict) else f"{message}, not {show(given)}"
 
 

@@ -19,7 +19,9 @@ WRONG = {
     "pipelines: {SFT: {micro_batch: {A100: 0}}}\n": "1:39: pipelines.SFT.micro_batch.A100: should be greater than",
     "cpu_workers: true\n": "1:14: cpu_workers: should be a valid integer, not True",
     "threads: 1\nthreads: 2\n": "2:1: threads: this key stands twice (first on line 1)",
-    "- 1\n": "1:1: (top): should be a valid dictionary",
+    "- 1\n": "1:1: (top): should be keys with values (`key: value`), not [1]",
+    "watchdog: 3\n": "1:11: watchdog: should be keys with values (`key: value`), not 3",
+    "gpus: all\n": "1:7: gpus: should be a list, not 'all'",
 }
 
 

@@ -332,7 +332,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         [
             "8:6: models.a: exactly one of id, path and build",
             "9:7: models.b.idd: unknown key (did you mean 'id'?)",
-            "10:6: models.c: should be a valid dictionary",
+            "10:6: models.c: should be keys with values (`key: value`)",
             "12:16: datasets.d.rul: unknown key (did you mean 'rule'?)",
             "13:22: datasets.e.rule: no rule 'UU' (did you mean 'U'?)",
             "14:23: datasets.f.limit: should be greater than or equal to 1, not 0",
