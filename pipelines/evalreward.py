@@ -2,6 +2,8 @@
 
 out/scores.parquet: `split, prompt_id, reward_generated, reward_chosen, win_chosen`, and `gold_generated, gold_chosen,
 gold_win_chosen` where the dataset has a gold reward; one row per prompt in the order of GEN's. A win is 1, a tie 0.5.
+Where prompts were answered several times these are means over a prompt's responses, and out/samples.parquet has them by
+response: the same columns, and `sample`.
 
 The reward is a sequence-classification model with one output (`reward`, `reward_adapter`), or a user's function
 (`reward_plugin`). Scores are appended to ckpt/scores.jsonl, and a step that was killed goes on after the last of them.
@@ -27,7 +29,7 @@ class EVALREWARDParams(ModelLoading):
 
 PIPELINE = Pipeline(
     name="EVALREWARD",
-    version=1,
+    version=2,
     params=EVALREWARDParams,
     takes={"responses": "responses", "reward": "reward"},
     gives="scores",
@@ -48,7 +50,7 @@ def run(step: Step) -> dict[str, Any]:
     from cdpo.data.playground import gold
     from cdpo.errors import StepError
     from cdpo.generate.responses import read_responses
-    from cdpo.score.scores import add_scores, write_scores
+    from cdpo.score.scores import SAMPLES, add_scores, by_prompt, write_scores
 
     params = EVALREWARDParams(**step.params)
     responses = read_responses(step.input("responses"))
@@ -56,7 +58,7 @@ def run(step: Step) -> dict[str, Any]:
     if not learned and params.gold is None:
         raise StepError("nothing to score with: name a reward model, or `gold: playground`")
 
-    rows = [{"split": each["split"], "prompt_id": each["prompt_id"]} for each in responses]
+    rows = [{name: each[name] for name in ("split", "prompt_id", "sample")} for each in responses]
     dropped = 0
     if learned:
         rewards = _rewards(step, params, responses)
@@ -68,13 +70,16 @@ def run(step: Step) -> dict[str, Any]:
             for at, each in enumerate(responses)
         }
         add_scores(rows, "gold", "gold_win_chosen", exact)
+    if any(row["sample"] for row in rows):
+        write_scores(step.out, rows, SAMPLES)
+    responses_scored, rows = len(rows), by_prompt(rows)
     write_scores(step.out, rows)
     means = {
         name: sum(values) / len(values)
         for name, column in PIPELINE.metrics.items()
         if (values := [row[column] for row in rows if row.get(column) is not None])
     }
-    return {"rows": len(rows), "dropped": dropped, **means}
+    return {"rows": len(rows), "responses": responses_scored, "dropped": dropped, **means}
 
 
 def _rewards(step: Step, params: EVALREWARDParams, responses: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:

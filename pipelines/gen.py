@@ -1,24 +1,39 @@
-"""GEN: answer the prompts of one split with a policy.
+"""GEN: answer the prompts of one split with a policy, once or several times each.
 
-out/responses.parquet: `split, prompt_id, prompt, chosen, response, prompt_tokens, response_tokens, finish_reason,
-seed`, one row per prompt in the order of the split.
+out/responses.parquet: `split, prompt_id, prompt, chosen, sample, temperature, response, prompt_tokens, response_tokens,
+token_ids, logprobs, finish_reason, seed`, one row per response: prompts in the order of the split, the samples of a
+prompt one after the other.
 
-Every response has a random stream of its own, seeded by (the step's seed, prompt_id, 0): batch size, order and
-interruption do not change it. Finished responses are appended to ckpt/responses.jsonl, and a step that was killed goes
-on after the last of them.
+Every response has a random stream of its own, seeded by (the step's seed, prompt_id, sample): batch size, order and
+interruption do not change it, and the first samples of many are those of few. Finished responses are appended to
+ckpt/responses.jsonl, and a step that was killed goes on after the last of them.
 """
 
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from cdpo.config.params import Count, Fraction, ModelLoading, SamplingParams
+from cdpo.config.params import Count, Fraction, ModelLoading, Params, Positive, SamplingParams
 from cdpo.pipeline import Pipeline
 from cdpo.step import Step, run_by_hand
 
 #: prompts that are answered at once where devices.yaml says nothing
 BATCH = 32
+
+
+class Draws(Params):
+    """So many responses to each prompt at a temperature of their own."""
+
+    k: Count
+    temperature: Positive
+
+
+#: so that what is wrong with one is not told of the other
+Samples = Annotated[
+    Annotated[Count, Tag("number")] | Annotated[list[Draws], Field(min_length=1), Tag("mixture")],
+    Discriminator(lambda value: "mixture" if isinstance(value, list | dict) else "number"),
+]
 
 
 class GENParams(SamplingParams, ModelLoading):
@@ -27,14 +42,32 @@ class GENParams(SamplingParams, ModelLoading):
     split: Literal["eval", "tune", "train"] = "eval"
     limit: Count | None = None
     """Answer so many prompts of the split, drawn by their prompt_id: the same prompts for every run and every seed."""
+    samples: Samples = 1
+    """Responses to each prompt, or a mixture of temperatures: `[[{k: 2, temperature: 1.0}, {k: 2, temperature: 0.7}]]`
+    (in a list of its own, because a list is an axis)."""
     max_dropped: Fraction = Field(default=0.05)
     """The share of prompts that may be too long for this model before the step is refused."""
     backend: Literal["transformers"] = "transformers"
 
+    @model_validator(mode="after")
+    def _samples_fit(self) -> "GENParams":
+        if not self.do_sample and self.samples != 1:
+            raise ValueError("greedy decoding has one response to a prompt: leave samples out, or do_sample")
+        if not isinstance(self.samples, int) and self.temperature != 1.0:
+            raise ValueError("each entry of samples has its own temperature: leave out the one beside it")
+        return self
+
+    @property
+    def temperatures(self) -> list[float]:
+        """Of each response to a prompt."""
+        if isinstance(self.samples, int):
+            return [self.temperature] * self.samples
+        return [each.temperature for each in self.samples for _ in range(each.k)]
+
 
 PIPELINE = Pipeline(
     name="GEN",
-    version=1,
+    version=2,
     params=GENParams,
     takes={"data": "data", "model": "policy"},
     gives="responses",
@@ -85,10 +118,13 @@ def run(step: Step) -> dict[str, Any]:
     )
     refuse_unknown_tokens(model, (encoded[at] for at in kept), f"the policy {step.input('model')}")
 
-    seeds = [step.seed_for("generate", rows[at]["prompt_id"], 0) for at in kept]
-    keys = [
-        item_key(params.split, at, rows[at]["prompt"], encoded[at], seed) for at, seed in zip(kept, seeds, strict=True)
+    #: the responses to come: row, sample, seed
+    asked = [
+        (at, sample, step.seed_for("generate", rows[at]["prompt_id"], sample))
+        for at in kept
+        for sample in range(len(params.temperatures))
     ]
+    keys = [item_key(params.split, at, rows[at]["prompt"], encoded[at], seed) for at, _, seed in asked]
     end_ids = {end_token_id(tokenizer), tokenizer.eos_token_id} - {None}
     chosen = tokenizer([rows[at]["chosen"][0]["content"] for at in kept], add_special_tokens=False)["input_ids"]
     ends = expected_to_end(step, [len(ids) + 1 for ids in chosen], params.max_new_tokens)
@@ -98,7 +134,7 @@ def run(step: Step) -> dict[str, Any]:
             answered = Tally.of(journal.items[key] for key in keys if key in journal)
             answered.judge(step.device.watchdog, "so far", ends=ends)
 
-    batch_size = step.device.fewer(min(step.device.micro_batch or BATCH, max(1, len(kept))))
+    batch_size = step.device.fewer(min(step.device.micro_batch or BATCH, max(1, len(asked))))
     began, sampled_tokens = time.monotonic(), 0
     with Journal.of(step, "responses.jsonl") as journal, at_once(batch_size):
         known = sum(key in journal for key in keys)
@@ -108,7 +144,7 @@ def run(step: Step) -> dict[str, Any]:
         done = {place for place, key in enumerate(keys) if key in journal}
         for place, sampled in generate(
             model,
-            [Item(encoded[at], seed) for at, seed in zip(kept, seeds, strict=True)],
+            [Item(encoded[at], seed, params.temperatures[sample]) for at, sample, seed in asked],
             params,
             end_ids=sorted(end_ids),
             pad_id=tokenizer.pad_token_id,
@@ -122,6 +158,8 @@ def run(step: Step) -> dict[str, Any]:
             finished = {
                 "response": decode_response(tokenizer, content),
                 "response_tokens": len(content),
+                "token_ids": sampled.token_ids,
+                "logprobs": sampled.logprobs,
                 "finish_reason": sampled.finish_reason,
             }
             journal.append(keys[place], finished)
@@ -142,11 +180,13 @@ def run(step: Step) -> dict[str, Any]:
                 "prompt_id": rows[at]["prompt_id"],
                 "prompt": rows[at]["prompt"],
                 "chosen": rows[at]["chosen"],
+                "sample": sample,
+                "temperature": params.temperatures[sample] if params.do_sample else None,
                 "prompt_tokens": len(encoded[at]),
                 "seed": seed,
                 **answer,
             }
-            for at, seed, answer in zip(kept, seeds, answers, strict=True)
+            for (at, sample, seed), answer in zip(asked, answers, strict=True)
         ],
     )
     return {

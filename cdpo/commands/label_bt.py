@@ -196,7 +196,10 @@ def write_labels(made: Path, asked: Labelling, answers: Path | None, key: str) -
 
     target = asked.folder
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    said = {row["prompt_id"]: row["response"] for row in read_responses(answers)} if answers is not None else None
+    said = None
+    if answers is not None:
+        # of several responses to a prompt the first
+        said = {row["prompt_id"]: row["response"] for row in reversed(read_responses(answers))}
     splits = [split for split in SPLITS if (made / f"{split}.parquet").exists()]
     try:
         for split in splits:

@@ -1,4 +1,4 @@
-"""`responses.parquet`: what a policy answered, one row per prompt."""
+"""`responses.parquet`: what a policy answered, one row per response."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +23,10 @@ def choose(rows: Sequence[dict[str, Any]], limit: int | None) -> list[int]:
 
 
 def write_responses(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `folder`/responses.parquet: `split, prompt_id, prompt, chosen` (messages), `response`, `prompt_tokens`,
-    `response_tokens` (without the end token), `finish_reason`, and `seed`, that of the item's own random stream."""
+    """Write `folder`/responses.parquet: `split, prompt_id, prompt, chosen` (messages), `sample` (0, 1, ... of a
+    prompt), `temperature` (null: greedy), `response`, `prompt_tokens`, `response_tokens` (without the end token),
+    `token_ids` (as drawn, with the end token), `logprobs` (of each of these under the policy itself, in nats),
+    `finish_reason`, and `seed`, that of the response's own random stream."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -35,9 +37,13 @@ def write_responses(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
             ("prompt_id", pa.string()),
             ("prompt", messages),
             ("chosen", messages),
+            ("sample", pa.int32()),
+            ("temperature", pa.float64()),
             ("response", pa.string()),
             ("prompt_tokens", pa.int32()),
             ("response_tokens", pa.int32()),
+            ("token_ids", pa.list_(pa.int32())),
+            ("logprobs", pa.list_(pa.float32())),
             ("finish_reason", pa.string()),
             ("seed", pa.int64()),
         ]

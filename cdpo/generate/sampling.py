@@ -44,13 +44,17 @@ def gumbel(seeds: torch.Tensor, positions: torch.Tensor, vocabulary: int) -> tor
     return -torch.log(-torch.log(uniform))
 
 
-def filtered(logits: torch.Tensor, sampling: "SamplingParams") -> torch.Tensor:
+def filtered(
+    logits: torch.Tensor, sampling: "SamplingParams", temperatures: torch.Tensor | None = None
+) -> torch.Tensor:
     """Logits `[rows, vocabulary]` after temperature, then top-k, then top-p; what may not be drawn is -inf.
+
+    `temperatures`, float64 `[rows]`, stand in for the one of `sampling`.
 
     As in transformers: tokens that tie with the k-th best stay; top-p keeps the smallest set of best tokens whose
     probability (after top-k, renormalised) reaches top_p, at least one.
     """
-    logits = logits / sampling.temperature
+    logits = logits / (sampling.temperature if temperatures is None else temperatures[:, None])
     if 0 < sampling.top_k < logits.shape[-1]:
         worst_kept = torch.topk(logits, sampling.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < worst_kept, -torch.inf)
@@ -65,10 +69,17 @@ def filtered(logits: torch.Tensor, sampling: "SamplingParams") -> torch.Tensor:
 
 
 def draw(
-    logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, sampling: "SamplingParams"
+    logits: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    sampling: "SamplingParams",
+    temperatures: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One token id per row, int64 `[rows]`; `logits` `[rows, vocabulary]`, `seeds` and `positions` int64 `[rows]`."""
+    """One token id per row, int64 `[rows]`; `logits` `[rows, vocabulary]`, `seeds` and `positions` int64 `[rows]`.
+
+    `temperatures` is as for `filtered`.
+    """
     if not sampling.do_sample:
         return logits.argmax(dim=-1)
-    allowed = filtered(logits.double(), sampling)
+    allowed = filtered(logits.double(), sampling, temperatures)
     return (allowed + gumbel(seeds, positions, logits.shape[-1])).argmax(dim=-1)

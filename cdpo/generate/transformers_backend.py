@@ -21,17 +21,22 @@ COMPACT_AT = 0.75
 
 
 class Item(NamedTuple):
-    """A prompt to answer, and the seed in [0, 2**63) of its random stream."""
+    """A prompt to answer, the seed in [0, 2**63) of its random stream, and a temperature if it has one of its own."""
 
     prompt_ids: list[int]
     seed: int
+    temperature: float | None = None
 
 
 class Sampled(NamedTuple):
-    """Exactly the tokens that were drawn: they end in an end token if and only if `finish_reason` is `stop`."""
+    """Exactly the tokens that were drawn: they end in an end token if and only if `finish_reason` is `stop`.
+
+    `logprobs`: of each of them under the model itself, in nats, before temperature, top-k and top-p.
+    """
 
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
+    logprobs: list[float]
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -79,8 +84,11 @@ def _answer(
     padded = min(lengths) < width
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     seeds = torch.tensor([item.seed for item in items], dtype=torch.int64, device=device)
+    heat = [sampling.temperature if item.temperature is None else item.temperature for item in items]
+    temperatures = torch.tensor(heat, dtype=torch.float64, device=device)
     rows = list(range(len(items)))  # which item each row of the batch is
     drawn: list[list[int]] = [[] for _ in items]
+    logprobs: list[list[float]] = [[] for _ in items]
     live = set(rows)
     cache = None
     takes = _arguments(model)
@@ -99,15 +107,18 @@ def _answer(
                 **extra,
             )
             at = torch.full_like(seeds, position)
-            tokens = draw(output.logits[:, -1].float(), seeds, at, sampling)
+            logits = output.logits[:, -1].float()
+            tokens = draw(logits, seeds, at, sampling, temperatures)
+            likely = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
         cache = output.past_key_values
-        for row, token in zip(rows, tokens.tolist(), strict=True):
+        for row, token, logprob in zip(rows, tokens.tolist(), likely.tolist(), strict=True):
             if row not in live:
                 continue
             drawn[row].append(token)
+            logprobs[row].append(logprob)
             if token in end_ids:
                 live.remove(row)
-                yield row, Sampled(drawn[row], "stop")
+                yield row, Sampled(drawn[row], "stop", logprobs[row])
         if not live:
             return
         fed, positions = tokens[:, None], positions[:, -1:] + 1
@@ -116,10 +127,11 @@ def _answer(
             kept = [place for place, row in enumerate(rows) if row in live]
             chosen = torch.tensor(kept, device=device)
             cache.batch_select_indices(chosen)
-            fed, positions, mask, seeds = fed[chosen], positions[chosen], mask[chosen], seeds[chosen]
+            fed, positions, mask = fed[chosen], positions[chosen], mask[chosen]
+            seeds, temperatures = seeds[chosen], temperatures[chosen]
             rows = [rows[place] for place in kept]
     for row in sorted(live):
-        yield row, Sampled(drawn[row], "length")
+        yield row, Sampled(drawn[row], "length", logprobs[row])
 
 
 def _arguments(model: Any) -> Container[str]:

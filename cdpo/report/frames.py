@@ -8,6 +8,7 @@ from cdpo.errors import UsageError
 from cdpo.report.collect import collect, find_named
 from cdpo.report.reading import Reader
 from cdpo.report.tables import selected
+from cdpo.score.scores import FILE, SAMPLES
 from cdpo.store import Store
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def results(tag: str | None = None, store: str | Path | None = None, select: boo
 
 
 def responses(run: str, tag: str | None = None, store: str | Path | None = None) -> "pd.DataFrame":
-    """What a run answered, one row per prompt, with its scores beside it where there are any.
+    """What a run answered, one row per response, with its scores beside it where there are any.
 
     Raises UsageError for a run that is unknown, ambiguous, or has generated nothing yet.
     """
@@ -50,8 +51,11 @@ def responses(run: str, tag: str | None = None, store: str | Path | None = None)
         raise UsageError(f"the run {chosen.label} has generated nothing yet; `cdpo status` says what is missing")
     table = pd.read_parquet(made["responses"] / "out" / "responses.parquet")
     if "scores" in made:
-        scores = pd.read_parquet(made["scores"] / "out" / "scores.parquet")
-        table = table.merge(scores, on=["split", "prompt_id"], how="left", validate="one_to_one")
+        out = made["scores"] / "out"
+        several = (out / SAMPLES).exists()
+        scores = pd.read_parquet(out / (SAMPLES if several else FILE))
+        named = ["split", "prompt_id", "sample"] if several else ["split", "prompt_id"]
+        table = table.merge(scores, on=named, how="left", validate="one_to_one")
     return table
 
 

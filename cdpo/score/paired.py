@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from cdpo.config.canonical import canonical_json
 from cdpo.journal import Journal, item_key
 from cdpo.score.fit import report_dropped
 from cdpo.score.scorer import MISFIT_ADVICE, RewardScorer
@@ -26,19 +27,22 @@ def score_both(
 ) -> dict[int, tuple[float, float]]:
     """(reward of the first response, of the second) by row, for the rows whose responses both fit the reward model.
 
-    Rewards are appended to ckpt/scores.jsonl as they come. The others, counted as `what`, are refused where they are
-    more than the share `max_dropped`.
+    A text that stands in several rows with the same prompt is scored once, so that it ties with itself. Rewards are
+    appended to ckpt/scores.jsonl as they come. The other rows, counted as `what`, are refused where they are more than
+    the share `max_dropped`.
     """
     # Both texts of row r stand beside each other, at 2r and 2r + 1, and are scored alike.
     pairs = [(row.prompt, text) for row in rows for text in (row.first, row.second)]
     encoded = scorer.encode(pairs)
+    first: dict[str, int] = {}
+    #: where each text is scored
+    at_first = [first.setdefault(canonical_json(pair), at) for at, pair in enumerate(pairs)]
     # A row is compared within itself, so it stays or goes as a whole.
-    places = [
-        at for at in range(len(pairs)) if encoded[at - at % 2] is not None and encoded[at - at % 2 + 1] is not None
-    ]
+    whole = [row for row in range(len(rows)) if encoded[2 * row] is not None and encoded[2 * row + 1] is not None]
+    places = sorted({at_first[at] for row in whole for at in (2 * row, 2 * row + 1)})
     report_dropped(
         step,
-        dropped=(len(pairs) - len(places)) // 2,
+        dropped=len(rows) - len(whole),
         total=len(rows),
         allowed=max_dropped,
         what=f"{what} {scorer.misfit}",
@@ -56,9 +60,4 @@ def score_both(
                 done.add(place)
                 step.progress(len(done), len(places), unit="scores")
         found = {at: journal.items[keys[at]] for at in places}
-    # The same text has the same reward, whatever the two batches rounded it to: it ties with itself.
-    return {
-        at // 2: (found[at + 1] if pairs[at] == pairs[at + 1] else found[at], found[at + 1])
-        for at in places
-        if at % 2 == 0
-    }
+    return {row: (found[at_first[2 * row]], found[at_first[2 * row + 1]]) for row in whole}

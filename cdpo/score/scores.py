@@ -1,10 +1,13 @@
-"""`scores.parquet`: one row per prompt, a column per score."""
+"""`scores.parquet`: one row per prompt, a column per score; `samples.parquet`: one row per response."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 FILE = "scores.parquet"
+SAMPLES = "samples.parquet"
+#: what names a row -> its type
+KEYS = {"split": "string", "prompt_id": "string", "sample": "int32"}
 
 
 def win(generated: float, chosen: float) -> float:
@@ -23,12 +26,26 @@ def add_scores(rows: Sequence[dict[str, Any]], name: str, wins: str, scores: Map
         row[wins] = None if pair is None else win(*pair)
 
 
-def write_scores(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `folder`/scores.parquet: `split` and `prompt_id` as text, all else float64; null: no score."""
+def by_prompt(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mean of each score over a prompt's responses that have it, without `sample`; prompts in their order."""
+    prompts: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        prompts.setdefault((row["split"], row["prompt_id"]), []).append(row)
+    found = []
+    for (split, prompt_id), several in prompts.items():
+        scores: dict[str, float | None] = {}
+        for name in several[0]:
+            if name not in KEYS:
+                values = [row[name] for row in several if row[name] is not None]
+                scores[name] = sum(values) / len(values) if values else None
+        found.append({"split": split, "prompt_id": prompt_id, **scores})
+    return found
+
+
+def write_scores(folder: Path, rows: Sequence[dict[str, Any]], name: str = FILE) -> None:
+    """Write `folder`/`name`: `split` and `prompt_id` as text, `sample` as int32, all else float64; null: no score."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = ("split", "prompt_id")
-    numbers = [name for name in rows[0] if name not in texts]
-    schema = pa.schema([(name, pa.string()) for name in texts] + [(name, pa.float64()) for name in numbers])
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / FILE)
+    schema = pa.schema([(column, KEYS.get(column, "float64")) for column in rows[0]])
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / name)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cdpo.config.params import SamplingParams
-from cdpo.generate.transformers_backend import Item, generate, length_batches
+from cdpo.generate.transformers_backend import Item, Sampled, generate, length_batches
 
 END, PAD = 3, 0
 
@@ -50,14 +50,42 @@ def test_greedy_is_that_of_transformers(eager_to_end):
         assert sampled.token_ids == theirs[0, prompt.shape[1] :].tolist()
 
 
+def alike(ours: list[Sampled], theirs: list[Sampled]) -> bool:
+    """The same tokens; a batch rounds log-probabilities in its own way."""
+    assert [each.logprobs for each in ours] == [pytest.approx(each.logprobs, abs=1e-4) for each in theirs]
+    return [each[:2] for each in ours] == [each[:2] for each in theirs]
+
+
 def test_batch_size_order_and_company_change_nothing(eager_to_end):
     asked = items()
     alone = answers(eager_to_end, asked, 1, top_p=0.95)
     assert {each.finish_reason for each in alone} == {"stop", "length"}
     for batch_size in (5, 32):
-        assert answers(eager_to_end, asked, batch_size, top_p=0.95) == alone
-    assert answers(eager_to_end, asked[::-1], 5, top_p=0.95) == alone[::-1]
-    assert answers(eager_to_end, asked[3:9], 4, top_p=0.95) == alone[3:9]
+        assert alike(answers(eager_to_end, asked, batch_size, top_p=0.95), alone)
+    assert alike(answers(eager_to_end, asked[::-1], 5, top_p=0.95), alone[::-1])
+    assert alike(answers(eager_to_end, asked[3:9], 4, top_p=0.95), alone[3:9])
+
+
+def test_each_item_is_drawn_at_its_own_temperature(eager_to_end):
+    asked = items()
+    heat = [(0.3, 1.0, 2.5)[at % 3] for at in range(len(asked))]
+    mixed = answers(eager_to_end, [Item(*item[:2], own) for item, own in zip(asked, heat, strict=True)], 7, top_k=20)
+    for temperature in set(heat):
+        alone = answers(eager_to_end, asked, 7, top_k=20, temperature=temperature)
+        places = [at for at in range(len(asked)) if heat[at] == temperature]
+        assert alike([mixed[at] for at in places], [alone[at] for at in places])
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"temperature": 0.5, "top_k": 9, "top_p": 0.9}])
+def test_logprobs_are_those_of_a_forward_pass(eager_to_end, options):
+    asked = items(12)
+    for item, sampled in zip(asked, answers(eager_to_end, asked, 5, **options), strict=True):
+        with torch.no_grad():
+            logits = eager_to_end(torch.tensor([item.prompt_ids + sampled.token_ids])).logits[0]
+        theirs = logits.log_softmax(-1)[len(item.prompt_ids) - 1 : -1]
+        theirs = theirs.gather(-1, torch.tensor(sampled.token_ids)[:, None])[:, 0]
+        assert len(sampled.logprobs) == len(sampled.token_ids)
+        torch.testing.assert_close(torch.tensor(sampled.logprobs), theirs, atol=1e-4, rtol=0)
 
 
 def test_other_seeds_give_other_responses(model):
@@ -132,4 +160,4 @@ def test_left_padding_moves_no_position():
         learned.transformer.wpe.weight.normal_(0, 1)
     asked = items(8)
     assert len({len(item.prompt_ids) for item in asked}) > 3
-    assert answers(learned, asked, 8) == answers(learned, asked, 1)
+    assert alike(answers(learned, asked, 8), answers(learned, asked, 1))

@@ -23,6 +23,12 @@ def whole(gen_step):
     return read_responses(step.out)
 
 
+def alike(ours, theirs):
+    """The same rows; a batch rounds log-probabilities in its own way."""
+    assert [each["logprobs"] for each in ours] == [pytest.approx(each["logprobs"], abs=1e-4) for each in theirs]
+    return [{**each, "logprobs": None} for each in ours] == [{**each, "logprobs": None} for each in theirs]
+
+
 def test_one_row_per_prompt_in_order_with_its_own_prompt(whole, data_folder):
     from cdpo.data.prepared import read_split
 
@@ -36,13 +42,17 @@ def test_one_row_per_prompt_in_order_with_its_own_prompt(whole, data_folder):
         assert "<|end|>" not in each["response"]
         assert each["response_tokens"] <= 24
         assert (each["response_tokens"] == 24) or each["finish_reason"] == "stop"
+        assert len(each["token_ids"]) == each["response_tokens"] + (each["finish_reason"] == "stop")
+        assert len(each["logprobs"]) == len(each["token_ids"])
+        assert max(each["logprobs"]) <= 0
+        assert (each["sample"], each["temperature"]) == (0, 1.0)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 5])
 def test_another_batch_size_gives_the_same_rows(gen_step, whole, micro_batch):
     step = gen_step(f"batch{micro_batch}", micro_batch=micro_batch)
     run(step)
-    assert read_responses(step.out) == whole
+    assert alike(read_responses(step.out), whole)
 
 
 def test_another_seed_gives_other_rows(gen_step, whole):
@@ -76,7 +86,7 @@ def test_a_killed_step_goes_on_and_gives_the_same_rows(gen_step, whole):
     with open(journal, "ab") as stream:
         stream.write(b'["eval:7:abc", {"respon')
     run(step)
-    assert read_responses(step.out) == whole
+    assert alike(read_responses(step.out), whole)
     lines = list(read_json_lines(journal))
     assert len(lines) == len({key for key, _ in lines}) == 50
     events = [each for each in read_json_lines(step.work / "events.jsonl") if each["event"] == "note"]
@@ -90,7 +100,7 @@ def test_what_was_computed_from_something_else_is_not_taken_over(gen_step, whole
     lines = (json.dumps([key, {"response": "stale", "response_tokens": 1, "finish_reason": "stop"}]) for key in stale)
     (step.checkpoints / "responses.jsonl").write_text("\n".join(lines) + "\n")
     run(step)
-    assert read_responses(step.out) == whole
+    assert alike(read_responses(step.out), whole)
 
 
 @pytest.mark.fault(17)
@@ -105,7 +115,8 @@ def test_a_limit_draws_the_same_prompts_for_every_seed(gen_step, whole):
     assert set(ids[0]) < set(ids[2])
     # neither the first rows of the split, nor other responses than without a limit
     assert ids[0] != [each["prompt_id"] for each in whole[:10]]
-    assert all(row in whole for row in chosen[0] + chosen[2])
+    at = {row["prompt_id"]: row for row in whole}
+    assert all(alike(rows, [at[row["prompt_id"]] for row in rows]) for rows in (chosen[0], chosen[2]))
 
 
 def test_choose_keeps_the_order_of_the_split():
@@ -159,6 +170,39 @@ def test_every_setting_counts_whatever_the_others_are(gen_step):
         assert tokens(name, **settings) not in (usual, greedy)
 
 
+def test_the_first_samples_of_many_are_those_of_few(gen_step, whole):
+    step = gen_step("many", samples=3)
+    assert run(step)["responses"] == 150
+    rows = read_responses(step.out)
+    assert [row["sample"] for row in rows] == [0, 1, 2] * 50
+    assert alike(rows[::3], whole)
+    assert len({row["seed"] for row in rows}) == 150
+    assert sum(rows[at]["response"] != rows[at + 1]["response"] for at in range(0, 150, 3)) > 45
+
+
+def test_a_mixture_of_temperatures(gen_step, whole):
+    step = gen_step("mixture", samples=[{"k": 1, "temperature": 1.0}, {"k": 2, "temperature": 0.5}], limit=20)
+    run(step)
+    rows = read_responses(step.out)
+    assert [row["temperature"] for row in rows] == [1.0, 0.5, 0.5] * 20
+    at = {row["prompt_id"]: row for row in whole}
+    assert alike(rows[::3], [at[row["prompt_id"]] for row in rows[::3]])
+    cold = gen_step("cold_three", samples=3, temperature=0.5, limit=20)
+    run(cold)
+    alone = read_responses(cold.out)
+    assert all(alike(rows[place::3], alone[place::3]) for place in (1, 2))
+
+
+def test_a_killed_step_of_several_samples_has_every_response_once(gen_step):
+    whole, cut = gen_step("uncut", samples=2, limit=10), gen_step("cut", samples=2, limit=10, micro_batch=3)
+    run(whole)
+    run(cut)
+    journal = cut.checkpoints / "responses.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:7]))
+    run(cut)
+    assert alike(read_responses(cut.out), read_responses(whole.out))
+
+
 def test_several_processes_are_refused(gen_step):
     with pytest.raises(StepError, match=r"GEN: \{processes: 1\}"):
         run(gen_step("two", processes=2))
@@ -170,3 +214,12 @@ def test_parameters():
         GENParams(do_sample=False, top_k=4)
     with pytest.raises(ValueError):
         GENParams(split="test")
+    assert GENParams(samples=3, temperature=0.7).temperatures == [0.7] * 3
+    assert GENParams(samples=[{"k": 2, "temperature": 0.3}, {"k": 1, "temperature": 1}]).temperatures == [0.3, 0.3, 1.0]
+    with pytest.raises(ValueError, match="one response to a prompt"):
+        GENParams(samples=2, do_sample=False)
+    with pytest.raises(ValueError, match="its own temperature"):
+        GENParams(samples=[{"k": 2, "temperature": 0.3}], temperature=0.7)
+    for samples in (0, -1, True, [], [{"k": 0, "temperature": 1.0}], [{"temperature": 1.0}], [{"k": 1}]):
+        with pytest.raises(ValueError):
+            GENParams(samples=samples)

@@ -167,7 +167,8 @@ def test_a_step_goes_on_where_it_was_killed(score_step):
     first = score_step("first", micro_batch=4)
     whole = scores(first)
     lines = (first.checkpoints / "scores.jsonl").read_bytes().splitlines(keepends=True)
-    assert len(lines) == 2 * ROWS
+    # every third response is the chosen one, and scored once
+    assert len(lines) == 2 * ROWS - ROWS // 3
     step = score_step("second", micro_batch=4)
     kill_after(25, run, step)
     journal = step.checkpoints / "scores.jsonl"
@@ -204,6 +205,28 @@ def test_the_summary_is_the_mean_of_the_columns(score_step):
 
 
 @pytest.mark.fault(21)
+def test_of_several_responses_the_mean_counts_and_each_is_told(score_step, answered):
+    """Three responses to each of ten prompts; the chosen one, the same for all three, is scored once."""
+    several = [
+        {**answered[at], **{name: answered[at - at % 3][name] for name in ("prompt_id", "prompt", "chosen")}}
+        for at in range(ROWS)
+    ]
+    several = [{**row, "sample": at % 3} for at, row in enumerate(several)]
+    step = score_step("several", rows=several, gold="playground")
+    summary = run(step)
+    assert (summary["rows"], summary["responses"]) == (10, 30)
+    each = pd.read_parquet(step.out / "samples.parquet")
+    assert each["sample"].tolist() == [0, 1, 2] * 10
+    one = scores(step)
+    assert one["prompt_id"].tolist() == each["prompt_id"].tolist()[::3]
+    for column in ("reward_generated", "win_chosen", "gold_generated"):
+        means = [each[column][at : at + 3].mean() for at in range(0, ROWS, 3)]
+        assert one[column].tolist() == pytest.approx(means)
+    assert each["reward_chosen"].tolist()[::3] == each["reward_chosen"].tolist()[1::3] == one["reward_chosen"].tolist()
+    texts = {(row["prompt_id"], text) for row in several for text in (row["response"], row["chosen"][0]["content"])}
+    assert len((step.checkpoints / "scores.jsonl").read_text().splitlines()) == len(texts) < 60
+
+
 def test_too_long_rows_are_counted_or_refused_never_cut(score_step, answered):
     """The model reads 512 tokens."""
     one = score_step("one", changed(answered, 4, "two " * 600))
