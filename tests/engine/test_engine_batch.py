@@ -40,6 +40,8 @@ def test_a_plan_in_its_order(bench, system):
     assert code == 0
     assert {event["name"] for event in of_kind(events, "step_done")} == set(DIAMOND)
     assert [event["found"] for event in of_kind(events, "step_queued")] == [False] * 4
+    # also those that were over before anybody looked
+    assert sorted(event["name"] for event in of_kind(events, "step_started")) == sorted(DIAMOND)
     final = next(path for path in bench.store.finished().values() if path.name.startswith("d-"))
     assert (final / "out" / "value.txt").read_text() == "a\nb\na\nc\nd\n"
     code, events = bench.run(batch=True)

@@ -170,7 +170,7 @@ class BatchExecution:
                     self.reporter.listen(key, each)
         for key, path in ended.items():
             each = self.watched.pop(key)
-            self._announce(key, each)
+            self._announce_finished(key, each, path)
             each.events.moved_to(path)
             self.reporter.listen(key, each)
             self._done(key, path)
@@ -198,13 +198,22 @@ class BatchExecution:
     def _announce(self, key: str, each: Watched) -> None:
         """Say once for each attempt where it runs."""
         who = proc(self.store.work(key))
-        if who is not None and who.get("attempt", 1) > max(each.before, each.attempt):
-            each.events = self._events(key)
-            each.attempt = who.get("attempt", 1)
-            self.estimate.started(key, self.plan.steps[key].pipeline, who["started"])
-            log = self.store.work(key) / f"attempt-{each.attempt}.log"
-            facts = {"attempt": each.attempt, "pid": who["pid"], "log": str(log)}
-            self.reporter.emit("step_started", key, slot=None, place=who.get("place", ""), **facts)
+        attempt = 0 if who is None else who.get("attempt", 1)
+        if who is not None and attempt > max(each.before, each.attempt):
+            log = self.store.work(key) / f"attempt-{attempt}.log"
+            self._began(key, each, attempt, who["started"], place=who.get("place", ""), pid=who["pid"], log=str(log))
+
+    def _announce_finished(self, key: str, each: Watched, path: Path) -> None:
+        """Say of a step in the store where it ran, unless that was seen."""
+        manifest = self.store.manifest(path)
+        if manifest["attempt"] > max(each.before, each.attempt):
+            place, log = manifest["host"]["name"], str(path / "log.txt")
+            self._began(key, each, manifest["attempt"], manifest["started"], place=place, pid=None, log=log)
+
+    def _began(self, key: str, each: Watched, attempt: int, started: float, **facts: Any) -> None:
+        each.attempt, each.events = attempt, self._events(key)
+        self.estimate.started(key, self.plan.steps[key].pipeline, started)
+        self.reporter.emit("step_started", key, slot=None, attempt=attempt, **facts)
 
     def _ask(self) -> None:
         """Ask the batch system of the jobs; one that is over without a published step has failed."""
