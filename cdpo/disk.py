@@ -42,6 +42,8 @@ def explained(error: BaseException, folder: Path) -> str | None:
     while each is not None:
         if isinstance(each, OSError) and each.errno in MEANINGS:
             return meaning(each) or f"{folder}: {MEANINGS[each.errno]} ({each.strerror})"
+        if type(each).__module__.startswith("safetensors") and f"(os error {errno.ENOSPC})" in str(each):
+            return f"{folder}: {FULL} ({each})"
         each = each.__cause__ or each.__context__
     trouble = examined(folder)
     return trouble and f"{trouble} ({error})"

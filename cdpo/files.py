@@ -55,7 +55,7 @@ def read_json(path: Path) -> Any:
         try:
             return json.load(stream)
         except ValueError as error:
-            raise DamagedFile(f"{path}: damaged, it cannot be read ({error}); restore it, or remove it") from None
+            raise DamagedFile(f"{path}: damaged, it cannot be read ({error})") from None
 
 
 def append_json(path: Path, value: Any) -> None:

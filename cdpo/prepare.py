@@ -11,7 +11,6 @@ from cdpo.engine.local.engine import LocalEngine
 from cdpo.engine.show.display import Display
 from cdpo.errors import CdpoError, StepError, UsageError
 from cdpo.pipeline import pipelines
-from cdpo.plan.freeze import read_plan
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.lengths import lengths_name, room, root_data, root_model
 from cdpo.project import Project
@@ -88,7 +87,7 @@ def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
     Refuses what the steps would refuse hours later. What an earlier plan found for the same data, model and limits is
     not measured again.
     """
-    frozen = read_plan(project.store.root, project.tasks)
+    frozen = project.last_plan()
     known = frozen[1].get("lengths", {}) if frozen else {}
     found: dict[str, Any] = {}
     problems: dict[str, str] = {}

@@ -44,10 +44,18 @@ class Project:
         """The plan as the files stand now. Raises ConfigError with everything that is wrong."""
         if not self.tasks.exists():
             raise UsageError(f"there is no {self.tasks}: `cdpo init` writes a starter project, or name a tasks file")
-        frozen = read_plan(self.store.root, self.tasks)
+        frozen = self.last_plan()
         plan = plan_file(self.tasks, self.configs, frozen[0].files if frozen else None)
         plan.name = plan_name(self.tasks, self.store.root)
         return plan
+
+    def last_plan(self, say: Say = lambda text: None) -> tuple[Plan, dict[str, Any]] | None:
+        """What `prep` froze, where it is there and can be read: else it is made again from its tasks file."""
+        try:
+            return read_plan(self.store.root, self.tasks)
+        except UsageError as error:
+            say(f"{error}: it is made again")
+            return None
 
     def frozen(self) -> Plan:
         """The plan that `prep` froze. Raises UsageError where there is none."""
@@ -61,7 +69,7 @@ class Project:
 
     def refuse_takeover(self, plan: Plan) -> None:
         """Raise UsageError where a run of `plan` has the tag and name of another tasks file's, and other steps."""
-        known = {(ref["tag"], ref["name"]): ref for ref in self.store.read_refs()}
+        known = {(ref["tag"], ref["name"]): ref for ref in self.store.read_refs(whole=False)}
         mine = place_of(Path(plan.tasks), self.store.root)
         for run in plan.runs:
             other = known.get((run.tag, run.name))
@@ -77,7 +85,7 @@ class Project:
     def freeze(self, plan: Plan, prep: dict[str, Any]) -> None:
         """Write the plan and the references of its runs; refuses to take over a run of another tasks file."""
         self.refuse_takeover(plan)
-        known = {(ref["tag"], ref["name"]): ref for ref in self.store.read_refs()}
+        known = {(ref["tag"], ref["name"]): ref for ref in self.store.read_refs(whole=False)}
         mine = place_of(Path(plan.tasks), self.store.root)
         for run in plan.runs:
             fields = ("seed", "method", "model", "dataset", "params", "steps", "marks", "recipe")
@@ -95,7 +103,7 @@ class Project:
 
     def keep_current(self, plan: Plan, say: Say, prepare: Callable[[Plan], dict[str, Any]]) -> None:
         """See that `plan`, as the files stand now, is prepared and frozen; says so where that must be done (anew)."""
-        frozen = read_plan(self.store.root, self.tasks)
+        frozen = self.last_plan(say)
         if frozen is not None and self._still(frozen[0], plan):
             return
         if frozen is not None:
@@ -111,7 +119,7 @@ class Project:
         """Whether a frozen plan stands for the same runs and steps, with their references in place."""
         if before.steps.keys() != now.steps.keys() or before.runs != now.runs:
             return False
-        refs = {(ref["tag"], ref["name"]): ref["steps"] for ref in self.store.read_refs()}
+        refs = {(ref["tag"], ref["name"]): ref["steps"] for ref in self.store.read_refs(whole=False)}
         return all(refs.get((run.tag, run.name)) == run.steps for run in now.runs)
 
     def find_step(self, text: str) -> tuple[str, Path | None]:

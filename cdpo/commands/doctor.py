@@ -84,6 +84,16 @@ def _version(name: str) -> str:
         return ""
 
 
+def _engine(project: Project) -> None:
+    """Whether the batch system answers, where devices.yaml names one. Raises CdpoError where it does not."""
+    from cdpo.engine.engines import make_backend
+
+    devices = project.devices()
+    backend = make_backend(project.store, devices)
+    if backend is not None:
+        _found(f"engine: {devices.engine}, {len(backend.living())} jobs of this store queued or running")
+
+
 def _project(project: Project) -> list[str]:
     wrong = []
     if project.tasks.exists():
@@ -95,7 +105,7 @@ def _project(project: Project) -> list[str]:
     else:
         click.echo(f"optional {project.tasks} is absent: `cdpo init` writes a starter project")
     try:
-        project.devices()
+        _engine(project)
     except CdpoError as error:
         wrong.append(_wrong(str(error).splitlines()[0], "wrong"))
     place = project.store.root

@@ -203,7 +203,8 @@ def plan_table(plan: Plan, found: dict[str, StepState], more: Iterable[str] = ()
 def _states(project: Project, plan: Plan) -> dict[str, StepState]:
     from cdpo.store.provenance import source_digest
 
-    return states(plan, project.store.finished(), source_digest)
+    store = project.store
+    return states(plan, store.finished(), source_digest, lambda folder: store.intact(folder) is None)
 
 
 def _fit(project: Project, plan: Plan) -> "Fit":
@@ -211,13 +212,12 @@ def _fit(project: Project, plan: Plan) -> "Fit":
     from cdpo.engine.gpus.slots import cards
     from cdpo.measured import known
     from cdpo.plan.fit import Card, Fit
-    from cdpo.plan.freeze import read_plan
 
     devices = project.devices()
     here: list[Card | None] = []
     if devices.engine == "local" and known(project.store):
         here = [Card(name, memory) for name, memory in cards(devices)] or [None]
-    frozen = read_plan(project.store.root, project.tasks)
+    frozen = project.last_plan()
     return Fit(project.store, devices, plan, here, frozen[1].get("lengths", {}) if frozen else {})
 
 

@@ -1,6 +1,7 @@
 """redo, stop, clear, gc, init, import: what changes a store or writes a project. What deletes shows first, and asks."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ def _delete(project: Project, found: "list[Removal]", yes: bool) -> None:
     for each in found:
         click.echo(f"{each.kind:<8} {_size(each.bytes):>9}  {each.path}  ({each.why})")
     click.echo(f"{len(found)} things, {_size(sum(each.bytes for each in found))}")
-    if not yes and not click.confirm("Delete exactly this?"):
+    if not yes and not _confirmed():
         click.echo("nothing is deleted")
         return
     gone = list(remove(project.store, found))
@@ -77,6 +78,15 @@ def _delete(project: Project, found: "list[Removal]", yes: bool) -> None:
     for each in found:
         if each not in gone:
             click.echo(f"left alone, being made or read now: {each.path}")
+
+
+def _confirmed() -> bool:
+    try:
+        return click.confirm("Delete exactly this?")
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise UsageError("nothing is deleted: there is nobody to ask here, and `--yes` was not said") from None
 
 
 def init(folder: str) -> None:

@@ -19,7 +19,7 @@ from cdpo import disk, memory, stopping
 from cdpo.engine import again, stall
 from cdpo.engine.process import identity, user_name
 from cdpo.engine.program import load_run
-from cdpo.errors import CdpoError, OutOfMemory
+from cdpo.errors import CdpoError, OutOfMemory, StepError
 from cdpo.files import read_json, write_json
 from cdpo.step import Step
 from cdpo.store import Store, locks, provenance, publish
@@ -112,6 +112,7 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
     step = Step.read(work)
     silence = (step.device.watchdog or {}).get("stall_minutes")
     with stall.watched(work, silence, lambda reason: _failed(work, launch, 1, reason)):
+        _check_inputs(work, described)
         _build(work, described)
         if step.device.processes > 1 or step.device.accelerate_config is not None:
             from cdpo.engine.ranks import launchers
@@ -140,6 +141,18 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
         manifest["out_of_memory"] = described["out_of_memory"]
     log = work / f"attempt-{launch.get('attempt', 1)}.log"
     publish.stage(work, manifest, log)
+
+
+def _check_inputs(work: Path, described: dict[str, Any]) -> None:
+    """Raise StepError for an input that is not what its step published: a disk, or a hand, has changed it since."""
+    store = Store(work.parent.parent)
+    for role, planned in described["planned"].items():
+        if "step" in planned:
+            path = Path(described["inputs"][role]).parent
+            wrong = store.altered(path)
+            if wrong is not None:
+                again = f"`cdpo redo {short(planned['step'])}`, then `cdpo execute`, makes it again"
+                raise StepError(f"its input {path.parent.name}/{path.name} is damaged: {wrong}; {again}")
 
 
 def _build(work: Path, described: dict[str, Any]) -> None:

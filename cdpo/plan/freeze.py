@@ -33,9 +33,7 @@ def read_plan(store: Path, tasks: Path) -> tuple[Plan, dict[str, Any]] | None:
         value = read_json(path)
         return Plan.from_json(value), value.get("prep", {})
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path}: not a plan that this version reads ({error}); remove it and run `cdpo prep`"
-        ) from None
+        raise UsageError(f"{path}: not a plan that this version reads ({error}); `cdpo prep` makes it again") from None
 
 
 def write_plan(store: Path, plan: Plan, prep: Mapping[str, Any]) -> Path:

@@ -23,15 +23,24 @@ class StepState:
     why: str
 
 
-def states(plan: Plan, finished: Mapping[str, Path], code: Callable[[], str] | None = None) -> dict[str, StepState]:
-    """The state of every step, by key; `finished` maps 12 digits of a key to a folder, `code` gives today's digest."""
+def states(
+    plan: Plan,
+    finished: Mapping[str, Path],
+    code: Callable[[], str] | None = None,
+    intact: Callable[[Path], bool] = lambda folder: True,
+) -> dict[str, StepState]:
+    """The state of every step, by key.
+
+    `finished` maps 12 digits of a key to a folder, `code` gives today's digest, and `intact` tells whether all that a
+    step left is in its folder.
+    """
     found: dict[str, StepState] = {}
     missing = [step for step in plan.steps.values() if step.key[:12] not in finished]
     seen = _Seen(finished, {step.pipeline for step in missing})
     today = code() if code else None
     for step in plan.steps.values():
         folder = finished.get(step.key[:12])
-        why = None if folder is None else _cached_why(folder, today)
+        why = None if folder is None or not intact(folder) else _cached_why(folder, today)
         if why is not None:
             found[step.key] = StepState(CACHED, why)
         elif step.unavailable:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpo.errors import CdpoError, DamagedFile
-from cdpo.files import append_json, read_json, write_json
+from cdpo.files import append_json, file_sha256, read_json, write_json
 from cdpo.store import claims, locks, publish
 from cdpo.store.locks import Lock
 from cdpo.store.names import folder_name, key_of, safe_name, short
@@ -113,6 +113,17 @@ class Store:
                 return f"{path}/out/{name}: missing"
             if size != wanted["size"]:
                 return f"{path}/out/{name}: {size} bytes, not the {wanted['size']} that were published"
+        return None
+
+    def altered(self, path: Path) -> str | None:
+        """As `intact`, and every byte is read: also what differs from what was published and has its size."""
+        wrong = self.intact(path)
+        if wrong is not None:
+            return wrong
+        for name, wanted in self.manifest(path)["outputs"].items():
+            file = path / "out" / name
+            if file.exists() and file_sha256(file) != wanted["sha256"]:
+                return f"{file}: its contents are not those that were published"
         return None
 
     def past_seconds(self, pipeline: str, most: int = 20) -> list[float]:
@@ -236,14 +247,25 @@ class Store:
         """Record a run: `value["steps"]` are the keys that make it up; `tag` and `name` are added."""
         path = self.ref_path(tag, run)
         text = {**value, "tag": tag, "name": run}
-        if not path.exists() or read_json(path) != text:
-            write_json(path, text)
+        with contextlib.suppress(FileNotFoundError, DamagedFile):
+            if read_json(path) == text:
+                return path
+        write_json(path, text)
         return path
 
-    def read_refs(self, tag: str | None = None) -> list[dict[str, Any]]:
-        """The runs of one tag, or of all, by tag and name; their tag and name are inside."""
+    def read_refs(self, tag: str | None = None, *, whole: bool = True) -> list[dict[str, Any]]:
+        """The runs of one tag, or of all, by tag and name; their tag and name are inside.
+
+        Raises DamagedFile; without `whole` such a run is left out, for who will write it again.
+        """
         rooms = _folders(self.refs) if tag is None else [self.refs / safe_name(tag)]
-        found = [read_json(path) for room in rooms for path in sorted(room.glob("[!.]*.json"))]
+        found = []
+        for path in (path for room in rooms for path in sorted(room.glob("[!.]*.json"))):
+            try:
+                found.append(read_json(path))
+            except DamagedFile as error:
+                if whole:
+                    raise DamagedFile(f"{error}; `cdpo prep` writes it again, for the runs of its tasks file") from None
         return sorted(found, key=lambda each: (each["tag"], each["name"]))
 
     def remove_ref(self, tag: str, run: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 
-from cdpo import stopping
+from cdpo import disk, stopping
 from cdpo.errors import StepError
 from cdpo.files import append_json, read_json_lines
 from cdpo.step import Step
@@ -209,7 +209,7 @@ class Checkpoints:
         try:
             write()
         except UNWRITABLE as error:
-            problem = f"{type(error).__name__}: {error}"
+            problem = disk.explained(error, self.room) or f"{type(error).__name__}: {error}"
         everyone = gather_object([problem]) if self.trainer.args.world_size > 1 else [problem]
         return next((each for each in everyone if each is not None), None)
 

@@ -93,11 +93,25 @@ def _same_adapter(given: Any, asked: LoraParams, folder: Path) -> None:
 
 
 def save_model(trainer: Any, tokenizer: Any, out: Path) -> None:
-    """Write the trained model, or its one adapter, and the tokenizer to `out`. Call on every rank; rank 0 writes."""
+    """Write the trained model, or its one adapter, and the tokenizer to `out`. Call on every rank; rank 0 writes.
+
+    Raises StepError where a weight is NaN or infinite: such a model is never published, whatever the watchdog is told.
+    """
+    _refuse_not_finite(trainer.model)
     if trainer.is_world_process_zero():
         trainer.model.save_pretrained(out)
         tokenizer.save_pretrained(out)
     trainer.accelerator.wait_for_everyone()
+
+
+def _refuse_not_finite(model: Any) -> None:
+    wrong = [name for name, weights in model.named_parameters() if not bool(torch.isfinite(weights).all())]
+    if wrong:
+        total = sum(1 for _ in model.parameters())
+        raise StepError(
+            f"training has diverged: {len(wrong)} of {total} weight tensors hold NaN or infinite values ({wrong[0]}). "
+            "Lower learning_rate, raise warmup_ratio, or compute in bf16 or fp32 where dtype is fp16"
+        )
 
 
 def settle(trainer: Any, step: Step, precision: Precision) -> None:

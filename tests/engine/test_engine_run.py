@@ -277,3 +277,37 @@ def test_what_a_worker_left_that_was_killed_while_tidying_is_removed(bench):
     assert bench.run()[0] == 0
     assert bench.store.working() == []
     assert list(bench.store.locks.iterdir()) == []
+
+
+def test_an_input_whose_contents_changed_is_refused_and_made_again_on_demand(bench):
+    """Of its old size, and with a manifest that says otherwise: what no `stat` shows."""
+    plan = bench.plan({"a": [], "b": ["a"]})
+    assert bench.run()[0] == 0
+    a, b = (next(key for key, step in plan.steps.items() if step.name == name) for name in "ab")
+    value = bench.store.find(a) / "out" / "value.txt"
+    whole = value.read_bytes()
+    value.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    bench.store.discard(b)
+    code, events = bench.run()
+    assert code == 1
+    (failed,) = of_kind(events, "step_failed")
+    assert failed["name"] == "b"
+    assert f"a-{a[:12]} is damaged: {value}: its contents are not those that were published" in failed["reason"]
+    assert f"`cdpo redo {a[:12]}`" in failed["reason"]
+    bench.store.discard(a)
+    assert bench.run()[0] == 0
+    assert value.read_bytes() == whole
+
+
+def test_two_executions_know_of_each_other(bench):
+    gate = bench.folder / "gate"
+    bench.plan({"a": []}, a={"gate": str(gate)})
+    first = bench.execute()
+    assert bench.happened("step_started")
+    second = bench.execute()
+    assert bench.happened("step_adopted")
+    gate.touch()
+    codes, events = zip(*(bench.finish(each) for each in (first, second)), strict=True)
+    assert codes == (0, 0)
+    assert not of_kind(events[0], "note")
+    assert f"another execute (process {first.pid}) works on this store too" in of_kind(events[1], "note")[0]["text"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from planning import Folder, experiment, of
 
-from cdpo.errors import UsageError
+from cdpo.errors import DamagedFile, UsageError
 from cdpo.plan.freeze import read_plan
 from cdpo.plan.graph import Plan
 from cdpo.plan.states import states, summary
@@ -153,8 +153,23 @@ def test_a_plan_of_another_version_is_told_so(project: Project) -> None:
     (file,) = (project.store.root / "plans").glob("*.json")
     for text in ("{", "{}", '{"steps": [{"key": 1}]}', "[]"):
         file.write_text(text)
-        with pytest.raises(UsageError, match="not a plan that this version reads"):
-            project.plan()
+        with pytest.raises(UsageError, match=r"not a plan that this version reads.*`cdpo prep` makes it again"):
+            project.frozen()
+        said: list[str] = []
+        project.keep_current(project.plan(), said.append, lambda plan: {})
+        assert "it is made again" in said[0]
+        assert project.frozen().runs == project.plan().runs
+
+
+def test_a_damaged_reference_of_a_run_is_written_again(project: Project) -> None:
+    current(project)
+    (file, *_) = sorted((project.store.root / "refs").glob("*/*.json"))
+    whole = file.read_text()
+    file.write_text(whole[:20])
+    with pytest.raises(DamagedFile, match="`cdpo prep` writes it again"):
+        project.store.read_refs()
+    current(project)
+    assert file.read_text() == whole
 
 
 def test_smoke_cuts_every_step_and_keeps_the_data(folder: Folder) -> None:

@@ -72,6 +72,8 @@ class Execution:
         self._open()
         # where nothing is to be done nothing is written, so that a read-only store will do
         listed = supervisors.registered(self.store) if self.selection.todo else contextlib.nullcontext()
+        if self.selection.todo:
+            self._tell_of_others()
         with self.signals, listed as self.sight.landmark:
             self._reached()
             while True:
@@ -98,6 +100,11 @@ class Execution:
             exit_code=self.outcome.exit_code,
         )
         return self.outcome
+
+    def _tell_of_others(self) -> None:
+        for who in supervisors.living(self.store):
+            text = f"another execute (process {who['pid']}) works on this store too: each step is made by one of them"
+            self.reporter.emit("note", text=f"{text}, and each has its own cpu_workers")
 
     def _open(self) -> None:
         chosen = self.selection
