@@ -176,7 +176,8 @@ class Reader:
         if key not in self._steps:
             folder = self._folders.get(short(key))
             self._steps[key] = None
-            if folder is not None:
+            # one that is damaged is not finished: the next execute makes it again
+            if folder is not None and self.store.intact(folder) is None:
                 manifest = self.store.manifest(folder)
                 known = pipelines().get(manifest["pipeline"])
                 if known is not None:

@@ -73,7 +73,10 @@ class Store:
 
     def manifest(self, path: Path) -> dict[str, Any]:
         """The manifest of a finished step's folder. Raises DamagedFile where it is none."""
-        found = read_json(path / publish.MANIFEST)
+        try:
+            found = read_json(path / publish.MANIFEST)
+        except DamagedFile:
+            found = None
         if not isinstance(found, dict) or not found.keys() >= MANIFEST_FIELDS:
             raise DamagedFile(
                 f"{path / publish.MANIFEST}: damaged, it cannot be read as one; `cdpo execute` makes the step again"

@@ -147,6 +147,16 @@ def test_an_unfinished_run_shows_what_it_has_and_nothing_of_its_parents(store):
     assert (found["state"], found["metrics"]) == ("unfinished", {})
 
 
+@pytest.mark.parametrize("file", ["manifest.json", "out/scores.parquet"])
+def test_a_damaged_step_is_as_if_it_were_not_finished(store, file):
+    (folder,) = (store.root / "steps/EVALREWARD").glob("DPO_tiny_playground_beta0.1_s1-*")
+    (folder / file).write_bytes(b"{")
+    found = by_name(collect(store.root)["runs"])
+    assert found["DPO_tiny_playground_beta0.1_s1"]["state"] == "unfinished"
+    assert "gold/mean" not in found["DPO_tiny_playground_beta0.1_s1"]["metrics"]
+    assert found["DPO_tiny_playground_beta0.1_s0"]["state"] == "done"
+
+
 def test_reward_models_are_listed_once(store):
     (model,) = collect(store.root)["reward_models"]
     assert model["name"] == "tiny_playground_s0"
