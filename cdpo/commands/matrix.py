@@ -95,7 +95,9 @@ def execute(
     refuse_unfit(project, plan, keys)
     outcome = make_engine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
     if outcome.interrupted:
-        say(f"interrupted; go on with: {command('execute', project)}")
+        asked = [f"--only {only}"] if only else []
+        asked += [f"--runs {shlex.quote(each)}" for each in runs]
+        say(f"interrupted; go on with: {' '.join([command('execute', project), *asked])}")
     elif outcome.exit_code == 0 and display != "json":
         rest = 0 if keys is None else len(plan.steps) - len(outcome.done) - len(outcome.cached)
         chosen = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cdpo.errors import CdpoError, UsageError
+from cdpo.files import read_json
 from cdpo.plan.estimates import show_size as _size
 from cdpo.project import Project
 
@@ -39,9 +40,18 @@ def stop(project: Project) -> None:
         click.echo(f"cancelled the job of {key[:12]}")
     stopped = [key for key in stop_workers(project.store) if key not in queued]
     for key in stopped:
-        click.echo(f"stopped {key[:12]}")
+        click.echo(f"stopped {_label(project, key)}")
     if not stopped and not queued:
         click.echo("nothing runs in this store")
+
+
+def _label(project: Project, key: str) -> str:
+    """What a step that is being made is called, where its step.json tells."""
+    try:
+        step = read_json(project.store.work(key) / "step.json")
+        return f"{step['pipeline']}/{step['name']}-{key[:12]}"
+    except (OSError, ValueError, KeyError):
+        return key[:12]
 
 
 def clear(project: Project, tag: str, yes: bool) -> None:

@@ -238,7 +238,7 @@ def sample_events(step: Step) -> list[dict[str, Any]]:
 
 def _goes_on(found: Checkpoint, processes: int) -> str:
     minutes = max(0, round((time.time() - found.said["time"]) / 60))
-    ago = f"{minutes // 60:02}:{minutes % 60:02}"
+    ago = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "a moment"
     text = f"goes on from optimiser step {found.step} of {found.said['of']}, saved {ago} ago"
     if (before := found.said["processes"]) != processes:
         text += f" by {before} process(es); with {processes} the result agrees within rounding, not bit for bit"

@@ -135,7 +135,7 @@ def test_ranks_stop_together_and_one_goes_on_alone(world: Any, tmp_path: Path) -
     assert single.attempt() == 0, single.said()
     (note,) = [each for each in single.notes() if each.startswith("goes on")]
     assert note == (
-        f"goes on from optimiser step {stopped} of 12, saved 00:00 ago by 2 process(es); "
+        f"goes on from optimiser step {stopped} of 12, saved a moment ago by 2 process(es); "
         "with 1 the result agrees within rounding, not bit for bit"
     )
     made, expected = single.made(), alone.made()

@@ -74,7 +74,7 @@ def test_killed_in_both_epochs(case: Any, name: str) -> None:
     whole, broken = case(name)
     assert broken.attempt(Interrupt(3, signal.SIGKILL)) == KILLED, broken.said()
     assert broken.attempt(Interrupt(EPOCH + 4, signal.SIGKILL)) == KILLED, broken.said()
-    assert "goes on from optimiser step 2 of 12, saved 00:00 ago" in broken.notes()
+    assert "goes on from optimiser step 2 of 12, saved a moment ago" in broken.notes()
     assert broken.checkpoints[-1] == EPOCH + 3
     assert broken.attempt() == 0, broken.said()
     equal(whole.made(), broken.made())
