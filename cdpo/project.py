@@ -62,7 +62,8 @@ class Project:
         found = read_plan(self.store.root, self.tasks)
         if found is None:
             others = [read_json(path)["tasks"] for path in sorted(self.store.plans.glob("[!.]*.json"))]
-            known = [name for name in others if Path(name).exists()]
+            # a store that was copied holds a plan of this very file, under the old place's name
+            known = [name for name in others if Path(name).exists() and Path(name) != self.tasks.resolve()]
             hint = f"; it has plans of {', '.join(known)}" if known else ""
             raise UsageError(f"{self.tasks} has no plan yet in {self.store.root}: run `cdpo prep`{hint}")
         return found[0]
