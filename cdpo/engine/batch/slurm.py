@@ -189,7 +189,8 @@ def _ask(*words: str) -> str:
     """What a command of SLURM prints. Raises Unreachable where it fails."""
     done = _run(*words)
     if done.returncode != 0:
-        raise Unreachable(f"SLURM does not answer ({_short(done.stderr or done.stdout)})")
+        said = _short(done.stderr or done.stdout)
+        raise Unreachable(f"SLURM does not answer ({said}); see `sinfo`. `engine: local` in devices.yaml needs none")
     return done.stdout
 
 
