@@ -192,6 +192,10 @@ def test_a_worker_stops_its_ranks(world: Any, tmp_path: Path, launcher: str | No
     assert case.trains(process, stopped), case.said()
     process.kill()
     process.wait()
+    # its ranks die with it, a moment later, and hold the step until then
+    deadline = time.monotonic() + 60
+    while case.store.is_locked(case.key) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert case.start().wait(500) == 0, case.said()
     equal(alone.made(), case.made())
     assert case.made().summary["resumed_from"][0] == stopped
