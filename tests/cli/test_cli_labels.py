@@ -32,6 +32,7 @@ def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_dataset_by_name_then_all_of_it_then_as_a_dataset_of_its_own(finished: Path) -> None:
     options = ("--score_model_id", "./rm", "--per_device_evalreward_batch_size", 5)
     said = run_cdpo("label-bt", "--run_name", "small", "--split", "default", *options, cwd=finished).stderr

@@ -56,7 +56,7 @@ def campaign(bench, kills, rng, targets, seconds=0.12):
     return {plan.steps[key].name: 1 + discarded[key] for key in plan.steps}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_executions(bench, seed):
     # long steps: the next execution comes while the workers of the killed one still run
     wanted = campaign(bench, 12, random.Random(seed), ["supervisor"], seconds=0.6)
@@ -64,7 +64,7 @@ def test_killed_executions(bench, seed):
     assert {name: bench.told()["begin", name] for name in SHAPE} == wanted
 
 
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("seed", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_workers_and_executions(bench, seed):
     campaign(bench, 10, random.Random(seed), ["worker", "supervisor"])
 

@@ -44,7 +44,8 @@ def test_its_lock_is_free_and_the_next_execute_makes_it(bench) -> None:
     assert of_kind(events, "step_done")
 
 
-@pytest.mark.parametrize("minutes", [MINUTES, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("minutes", [MINUTES, None])
 def test_a_slow_step_is_let_be(bench, minutes) -> None:
     """Twice as long as the threshold in all, and never so long without a line."""
     bench.plan({"slow": []}, slow={"pipeline": "SILENT", "lines": 6, "pause": 2.0})

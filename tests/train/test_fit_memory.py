@@ -127,7 +127,9 @@ def test_a_probe_finds_what_fits_before_anything_is_trained(world: Any, long: Pa
     assert found["peak"] <= 0.9 * share
     manifest = read_json(step.made().path / "manifest.json")
     assert manifest["summary"]["micro_batch"] == found["micro_batch"]
-    assert "out_of_memory" not in manifest
+    # An address space has no size that a probe could leave a margin of: there a step may run out all the same, and then
+    # begins again with half.
+    assert bounded or "out_of_memory" not in manifest
 
 
 def test_responses_that_do_not_fit_are_sampled_in_halves(world: Any, sft: Path, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_not_even_one_row_fits(world: Any, tmp_path: Path) -> None:
     assert step.notes() == []
 
 
+@pytest.mark.slow
 def test_what_ran_out_all_the_same_is_remembered_as_half(world: Any, tmp_path: Path) -> None:
     step = asks(world, tmp_path)
     remember(step.store, measurement(step, micro_batch=8))
@@ -133,6 +134,7 @@ def test_what_ran_out_all_the_same_is_remembered_as_half(world: Any, tmp_path: P
     assert [each["micro_batch"] for each in measured(step)] == [4]
 
 
+@pytest.mark.slow
 def test_a_probe_that_breaks_is_told_and_the_default_is_taken(world: Any, tmp_path: Path) -> None:
     step = asks(world, tmp_path)
 

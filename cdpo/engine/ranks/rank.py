@@ -135,4 +135,9 @@ def _report(work: Path, failure: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    # What is left to do is in the files. Threads of gloo and DeepSpeed, which nobody joins, may abort a process that is
+    # taken down in order, and a step that is done would have failed.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
