@@ -179,8 +179,9 @@ def test_a_killed_worker_is_a_failure_and_the_next_execution_submits_the_rest(be
     gate.touch()
     code, events = run(bench)
     assert code == 0
-    assert [event["name"] for event in of_kind(events, "step_queued")] == ["b", "d"]
-    assert bench.told()["begin", "a"] == bench.told()["begin", "c"] == 1
+    # d twice, where SLURM missed that its first job was cancelled when b's failed
+    assert {event["name"] for event in of_kind(events, "step_queued")} == {"b", "d"}
+    assert bench.told()["begin", "a"] == bench.told()["begin", "c"] == bench.told()["begin", "d"] == 1
 
 
 def test_what_waits_for_a_job_that_failed_unseen_is_submitted_again(bench, cluster, gate):

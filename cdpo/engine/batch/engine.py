@@ -362,4 +362,6 @@ def stop(backend: Backend, store: Store, grace: float = GRACE) -> list[str]:
     limit = time.monotonic() + grace
     while any(store.is_locked(key) for key in living) and time.monotonic() < limit:
         time.sleep(PAUSE)
+    # SLURM was seen to miss a waiting job whose input's job was cancelled in the same breath
+    backend.cancel(list(backend.living().values()))
     return sorted(living)
