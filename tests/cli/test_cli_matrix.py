@@ -105,7 +105,8 @@ def test_a_copied_store_and_an_imported_one_are_as_good(copied: Path, tmp_path: 
 
 def test_clear_shows_asks_and_deletes_exactly_that(copied: Path) -> None:
     asked = run_cdpo("clear", "-t", "first", cwd=copied, check=None)
-    assert asked.returncode == 130  # no answer on standard input: nothing is deleted
+    assert asked.returncode == 2  # no answer on standard input
+    assert "nothing is deleted: there is nobody to ask here, and `--yes` was not said" in asked.stderr
     assert len(list((copied / ".cdpo" / "steps").glob("*/*"))) == 8
     shown = [line for line in asked.stdout.splitlines() if line.startswith("step")]
     assert len(shown) == 8

@@ -99,7 +99,7 @@ def test_a_killed_workers_daemon_is_killed_and_the_others_go_on(bench):
     gate = bench.folder / "gate"
     plan = bench.plan({"a": [], "b": []}, a={"leave": "daemon", "gate": str(gate)})
     running = bench.execute()
-    assert wait_for(lambda: bench.told()["end", "b"] == 1)
+    assert wait_for(lambda: bench.told()["end", "b"] == bench.told()["begin", "a"] == 1)
     key = next(key for key, step in plan.steps.items() if step.name == "a")
     assert wait_for(lambda: len(bench.workers()) == 2)
     os.kill(proc(bench.store.work(key))["pid"], signal.SIGKILL)
