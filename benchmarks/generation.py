@@ -132,10 +132,8 @@ def main() -> None:
     apart = max(abs(padded[1][at] - sorted_[1][at]) for at in range(len(texts)))
     limit = len(texts) * max(map(len, texts)) / sum(map(len, texts))
     faster = padded[0] / sorted_[0]
-    print(
-        f"\n{len(texts)} dialogues scored: {faster:.2f} times faster than padded to the longest; {limit:.2f} times as"
-    )
-    print(f"many tokens there, so {faster / limit:.2f} of the limit; scores at most {apart:.1e} apart")
+    print(f"\n{len(texts)} dialogues, which padded to the longest hold {limit:.2f} times the tokens")
+    print(f"scored {faster:.2f} times faster than so: {faster / limit:.2f} of that; scores at most {apart:.1e} apart")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from cdpo.plan.graph import Plan
 from cdpo.store import Store
 
 Say = Callable[[str], None]
+#: what a plan may differ by where no file does
+NOT_FILES = "cdpo itself, or the records of its runs"
 
 
 @dataclass
@@ -109,7 +111,7 @@ class Project:
             return
         if frozen is not None:
             changed = changed_files(frozen[0], plan)
-            why = ", ".join(changed[:5]) + (" and more" if len(changed) > 5 else "") if changed else "cdpo itself"
+            why = ", ".join(changed[:5]) + (" and more" if len(changed) > 5 else "") if changed else NOT_FILES
             say(f"changed since the plan was frozen: {why}; planning again")
         else:
             say(f"{self.tasks} has no plan yet: preparing it first")

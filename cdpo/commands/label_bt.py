@@ -198,8 +198,10 @@ def write_labels(made: Path, asked: Labelling, answers: Path | None, key: str) -
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     said = None
     if answers is not None:
-        # of several responses to a prompt the first
-        said = {row["prompt_id"]: row["response"] for row in reversed(read_responses(answers))}
+        rows = read_responses(answers)
+        said = {row["prompt_id"]: row["response"] for row in reversed(rows)}
+        if len(said) < len(rows):
+            say(f"{len(rows)} responses to {len(said)} prompts: the first of each stands beside the labels")
     splits = [split for split in SPLITS if (made / f"{split}.parquet").exists()]
     try:
         for split in splits:

@@ -95,7 +95,7 @@ def execute(
     refuse_unfit(project, plan, keys)
     outcome = make_engine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
     if outcome.interrupted:
-        asked = [f"--only {only}"] if only else []
+        asked = [f"--only {shlex.quote(only)}"] if only else []
         asked += [f"--runs {shlex.quote(each)}" for each in runs]
         say(f"interrupted; go on with: {' '.join([command('execute', project), *asked])}")
     elif outcome.exit_code == 0 and display != "json":

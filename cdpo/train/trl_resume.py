@@ -9,6 +9,7 @@ tests/train/test_trl.py says what moved, when transformers does.
 """
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,16 +41,16 @@ class Unreadable(StepError):
     """A checkpoint that was written whole cannot be loaded."""
 
 
-class Remembers(TrainerCallback, ExportableState):  # type: ignore[misc]
+class Remembers(ABC, TrainerCallback, ExportableState):  # type: ignore[misc]
     """A callback whose state travels in a checkpoint's trainer_state.json and comes back when training is resumed."""
 
+    @abstractmethod
     def remember(self) -> Any:
         """The state, as JSON."""
-        raise NotImplementedError
 
+    @abstractmethod
     def recall(self, kept: Any) -> None:
         """Take over what `remember` gave; None where training begins at its first step."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"kept": self.remember()}}

@@ -98,6 +98,7 @@ def test_an_interruption_before_any_step_says_how_to_go_on(copied: Path, command
     os.mkfifo(tasks)
     process = subprocess.Popen([*CDPO, command, str(tasks)], cwd=copied, stderr=subprocess.PIPE, text=True)
     pipe = opened(tasks)
+    until_it_waits(process.pid)
     process.send_signal(number)
     _, shown = process.communicate(timeout=60)
     os.close(pipe)
@@ -112,6 +113,21 @@ def opened(pipe: Path) -> int:
             return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         time.sleep(0.02)
     raise AssertionError("nobody reads it")
+
+
+def until_it_waits(pid: int) -> None:
+    """Until a process sleeps in a system call: a signal just before a blocking one would be noticed only after it."""
+    asleep = 0
+    for _ in range(3000):
+        asleep = asleep + 1 if state(pid) == "S" else 0
+        if asleep == 10:
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never waits")
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_redo_leaves_alone_what_a_running_step_reads(copied: Path) -> None:

@@ -74,16 +74,8 @@ class BatchExecution:
 
     def run(self) -> Outcome:
         began = time.monotonic()
-        chosen = self.selection
-        self.reporter.emit(
-            "plan",
-            total=len(chosen.todo) + len(chosen.cached),
-            cached=len(chosen.cached),
-            run=len(chosen.todo),
-            slots=None,
-            eta=None,
-        )
-        if chosen.todo:
+        self.reporter.opened(self.selection, slots=None, eta=None)
+        if self.selection.todo:
             with self.signals:
                 self._submit()
                 while self.watched and not self.signals.stops:
@@ -94,16 +86,7 @@ class BatchExecution:
             self.outcome.interrupted = True
             text = "the jobs go on; `cdpo execute` watches them again, `cdpo stop` ends them"
             self.reporter.emit("note", text=f"left: {len(self.watched)} jobs are queued or run; {text}")
-        self.reporter.emit(
-            "finished",
-            done=len(self.outcome.done),
-            cached=len(self.outcome.cached),
-            failed=len(self.outcome.failed),
-            blocked=len(self.outcome.blocked),
-            interrupted=self.outcome.interrupted,
-            seconds=round(time.monotonic() - began, 3),
-            exit_code=self.outcome.exit_code,
-        )
+        self.reporter.closed(self.outcome, time.monotonic() - began)
         return self.outcome
 
     def _submit(self) -> None:
@@ -270,15 +253,8 @@ class BatchExecution:
         seconds = self.store.manifest(path)["seconds"]
         self.outcome.done.append(key)
         self.estimate.ended(key, seconds)
-        self.reporter.emit(
-            "step_done",
-            key,
-            seconds=seconds,
-            path=str(path),
-            finished=len(self.outcome.done),
-            run=len(self.selection.todo),
-            eta=None,
-        )
+        finished, run = len(self.outcome.done), len(self.selection.todo)
+        self.reporter.done(key, path, seconds, finished=finished, run=run, eta=None)
 
     def _failed(self, key: str, each: Watched) -> None:
         record = self._record(key, each)

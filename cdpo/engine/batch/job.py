@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: seconds between two looks at a step that another process makes
 PAUSE = 1.0
+#: seconds that a killed process has to go before the step is begun all the same
+LEAVING = 20.0
 
 
 def job_path(store: Store, key: str) -> Path:
@@ -116,10 +118,17 @@ def _turn(store: Store, step: "PlannedStep") -> Lock | None:
 
 
 def _end_leftovers(store: Store, key: str) -> None:
-    """Kill what an earlier attempt left running on this machine: no batch system does, and it may hold the lock."""
+    """Kill what an earlier attempt left running on this machine, and wait until it has gone, or will not go.
+
+    No batch system does so for certain, and it may hold the lock, or the memory of a GPU.
+    """
+    limit = time.monotonic() + LEAVING
     for mark in trees.leftovers(store):
-        if trees.key_of(mark) == key and trees.Tree(mark).kill():
-            print(f"killed what an earlier attempt at {short(key)} left running", flush=True)
+        if trees.key_of(mark) == key:
+            print(f"kills what an earlier attempt at {short(key)} left running", flush=True)
+            tree = trees.Tree(mark)
+            while tree.kill() and time.monotonic() < limit:
+                time.sleep(PAUSE / 10)
 
 
 def _finished(store: Store, step: "PlannedStep") -> bool:

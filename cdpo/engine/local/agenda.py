@@ -71,15 +71,8 @@ class Agenda:
         self.paths[key] = path
         self.outcome.done.append(key)
         self.estimate.ended(key, seconds)
-        self.reporter.emit(
-            "step_done",
-            key,
-            seconds=seconds,
-            path=str(path),
-            finished=len(self.outcome.done),
-            run=len(self.selection.todo),
-            eta=self.estimate.left(),
-        )
+        finished, run = len(self.outcome.done), len(self.selection.todo)
+        self.reporter.done(key, path, seconds, finished=finished, run=run, eta=self.estimate.left())
         self._sorter.done(key)
 
     def failed(self, key: str, record: dict[str, Any], log: Path | None = None) -> None:

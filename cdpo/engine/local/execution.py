@@ -89,16 +89,7 @@ class Execution:
                 self.signals.wait(self.devices.poll_seconds)
                 self.sight.look(self._look_around)
                 self.reporter.tick()
-        self.reporter.emit(
-            "finished",
-            done=len(self.outcome.done),
-            cached=len(self.outcome.cached),
-            failed=len(self.outcome.failed),
-            blocked=len(self.outcome.blocked),
-            interrupted=self.outcome.interrupted,
-            seconds=round(time.monotonic() - began, 3),
-            exit_code=self.outcome.exit_code,
-        )
+        self.reporter.closed(self.outcome, time.monotonic() - began)
         return self.outcome
 
     def _tell_of_others(self) -> None:
@@ -114,14 +105,7 @@ class Execution:
             self.estimate.timed(pipeline, self.store.past_seconds(pipeline))
         for key in chosen.todo:
             self.estimate.waits(self.plan.steps[key].pipeline)
-        self.reporter.emit(
-            "plan",
-            total=len(chosen.todo) + len(chosen.cached),
-            cached=len(chosen.cached),
-            run=len(chosen.todo),
-            slots=self.slots.total,
-            eta=self.estimate.left(),
-        )
+        self.reporter.opened(chosen, slots=self.slots.total, eta=self.estimate.left())
         for key, wrong in chosen.damaged.items():
             self.reporter.emit("note", key, text=f"damaged, so it is made again: {wrong}")
         for key in chosen.evicted:

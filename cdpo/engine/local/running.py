@@ -124,7 +124,7 @@ def _keep(work: Path, log: Path | None, said: dict[str, Any]) -> dict[str, Any]:
 def _ended(code: int, work: Path) -> str:
     if code < 0:
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        rest = "; `cdpo execute` goes on from its last checkpoint" if any((work / "ckpt").glob("*")) else ""
+        rest = "; `cdpo execute` goes on from what it has saved" if any((work / "ckpt").glob("*")) else ""
         return f"killed by {signal.Signals(-code).name}{hint}{rest}"
     if code == 0:
         return "ended without publishing"

@@ -3,8 +3,11 @@
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cdpo.engine.outcome import Outcome
+from cdpo.engine.selection import Selection
 from cdpo.engine.show.display import Display, Silent
 from cdpo.engine.show.eta import Estimate
 from cdpo.engine.watch import Follower
@@ -40,6 +43,30 @@ class Reporter:
             # a full disk must not end the execution, which alone can say what failed because of it
             with contextlib.suppress(OSError):
                 self.store.append_event(whole)
+
+    def opened(self, selection: Selection, *, slots: int | None, eta: dict[str, Any] | None) -> None:
+        """What there is to do, and on how many slots; None where a batch system decides that."""
+        there, todo = len(selection.cached), len(selection.todo)
+        self.emit("plan", total=there + todo, cached=there, run=todo, slots=slots, eta=eta)
+
+    def done(
+        self, key: str, path: Path, seconds: float, *, finished: int, run: int, eta: dict[str, Any] | None
+    ) -> None:
+        """A step is finished, in the folder `path`: so many of those that are `run`."""
+        self.emit("step_done", key, seconds=seconds, path=str(path), finished=finished, run=run, eta=eta)
+
+    def closed(self, outcome: Outcome, seconds: float) -> None:
+        """The execution has ended, after so long."""
+        self.emit(
+            "finished",
+            done=len(outcome.done),
+            cached=len(outcome.cached),
+            failed=len(outcome.failed),
+            blocked=len(outcome.blocked),
+            interrupted=outcome.interrupted,
+            seconds=round(seconds, 3),
+            exit_code=outcome.exit_code,
+        )
 
     def tick(self) -> None:
         self._shown(self.display.tick)
