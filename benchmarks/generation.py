@@ -25,7 +25,8 @@ from transformers import AutoModelForSequenceClassification
 from cdpo.config.params import SamplingParams
 from cdpo.data.prepared import read_split
 from cdpo.data.tokens import encode, encode_prompt, end_token_id
-from cdpo.generate.transformers_backend import Item, generate
+from cdpo.generate.backend import Item
+from cdpo.generate.transformers_backend import generate
 from cdpo.models import load_policy, load_tokenizer
 from cdpo.score.reward import score
 from cdpo.store import Store

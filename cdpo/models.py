@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers import logging as transformers_logging
 
 from cdpo.errors import StepError
@@ -84,6 +84,14 @@ def read_tokenizer(source: Path) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of the model in `folder`. Raises StepError where transformers cannot read one."""
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise StepError(f"{folder} holds no model that transformers can read: {error}") from error
 
 
 def load_policy(

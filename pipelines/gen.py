@@ -1,25 +1,28 @@
-"""GEN: answer the prompts of one split with a policy, once or several times each.
+"""GEN: answer the prompts of one split with a policy, once or several times each, by one of several backends.
 
 out/responses.parquet: `split, prompt_id, prompt, chosen, sample, temperature, response, prompt_tokens, response_tokens,
 token_ids, logprobs, finish_reason, seed`, one row per response: prompts in the order of the split, the samples of a
 prompt one after the other.
 
 Every response has a random stream of its own, seeded by (the step's seed, prompt_id, sample): batch size, order and
-interruption do not change it, and the first samples of many are those of few. Finished responses are appended to
-ckpt/responses.jsonl, and a step that was killed goes on after the last of them.
+interruption do not change it, and the first samples of many are those of few. (A server draws by its own rules, which
+may not heed a seed.) Finished responses are appended to ckpt/responses.jsonl, and a step that was killed goes on after
+the last of them. `token_ids` and `logprobs` are null where a server tells none.
 """
 
 import time
-from typing import Annotated, Any, Literal
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from cdpo.config.params import Count, Fraction, ModelLoading, Params, Positive, SamplingParams
+from cdpo.config.generation import GenerationParams
+from cdpo.config.params import Count, Fraction, Params, Positive
 from cdpo.pipeline import Pipeline
 from cdpo.step import Step, run_by_hand
 
-#: prompts that are answered at once where devices.yaml says nothing
-BATCH = 32
+if TYPE_CHECKING:
+    from cdpo.generate.backend import Sampled
 
 
 class Draws(Params):
@@ -36,7 +39,7 @@ Samples = Annotated[
 ]
 
 
-class GENParams(SamplingParams, ModelLoading):
+class GENParams(GenerationParams):
     """What is answered, and how."""
 
     split: Literal["eval", "tune", "train"] = "eval"
@@ -47,7 +50,6 @@ class GENParams(SamplingParams, ModelLoading):
     (in a list of its own, because a list is an axis)."""
     max_dropped: Fraction = Field(default=0.05)
     """The share of prompts that may be too long for this model before the step is refused."""
-    backend: Literal["transformers"] = "transformers"
 
     @model_validator(mode="after")
     def _samples_fit(self) -> "GENParams":
@@ -77,14 +79,15 @@ PIPELINE = Pipeline(
 
 def run(step: Step) -> dict[str, Any]:
     from cdpo.data.prepared import read_split
-    from cdpo.data.tokens import decode_response, encode_prompt, end_token_id
+    from cdpo.data.tokens import decode_response, encode_prompt
     from cdpo.errors import StepError
+    from cdpo.generate.backend import Item
+    from cdpo.generate.backends import batch_size, open_backend
+    from cdpo.generate.ends import end_ids
     from cdpo.generate.responses import choose, write_responses
-    from cdpo.generate.transformers_backend import Item, generate
     from cdpo.generate.useless import Tally, expected_to_end
     from cdpo.journal import Journal, item_key
-    from cdpo.memory import at_once
-    from cdpo.models import load_policy, load_tokenizer, set_threads, torch_device
+    from cdpo.models import load_tokenizer, read_config, set_threads
     from cdpo.score.fit import context_length, refuse_unknown_tokens, report_dropped
 
     params = GENParams(**step.params)
@@ -92,21 +95,14 @@ def run(step: Step) -> dict[str, Any]:
     rows = read_split(step.input("data"), params.split)
     if not rows:
         raise StepError(f"the split {params.split!r} of {step.input('data')} is empty: there is nothing to answer")
-
     adapter = step.input("model_adapter") if step.has("model_adapter") else None
     tokenizer = load_tokenizer(step.input("model"), adapter, params.template)
-    model = load_policy(
-        step.input("model"),
-        adapter,
-        dtype=params.dtype,
-        attn_implementation=params.attn_implementation,
-        device=torch_device(step.device),
-    )
+    config = read_config(step.input("model"))
 
     # A prompt is answered only where all of max_new_tokens fit: a shorter budget for some would be another experiment.
     wanted = choose(rows, params.limit)
     encoded = {at: encode_prompt(tokenizer, rows[at]["prompt"]) for at in wanted}
-    room = context_length(model, tokenizer) - params.max_new_tokens
+    room = context_length(config, tokenizer) - params.max_new_tokens
     kept = [at for at in wanted if len(encoded[at]) <= room]
     report_dropped(
         step,
@@ -116,7 +112,8 @@ def run(step: Step) -> dict[str, Any]:
         what=f"prompts of {params.split!r} do not fit the model's context with max_new_tokens={params.max_new_tokens}",
         advice="lower max_new_tokens, or drop long prompts when the dataset is prepared",
     )
-    refuse_unknown_tokens(model, (encoded[at] for at in kept), f"the policy {step.input('model')}")
+    policy = f"the policy {step.input('model')}"
+    refuse_unknown_tokens(config.get_text_config().vocab_size, (encoded[at] for at in kept), policy)
 
     #: the responses to come: row, sample, seed
     asked = [
@@ -125,50 +122,50 @@ def run(step: Step) -> dict[str, Any]:
         for sample in range(len(params.temperatures))
     ]
     keys = [item_key(params.split, at, rows[at]["prompt"], encoded[at], seed) for at, _, seed in asked]
-    end_ids = {end_token_id(tokenizer), tokenizer.eos_token_id} - {None}
+    ends = end_ids(tokenizer, params.stop_tokens)
     chosen = tokenizer([rows[at]["chosen"][0]["content"] for at in kept], add_special_tokens=False)["input_ids"]
-    ends = expected_to_end(step, [len(ids) + 1 for ids in chosen], params.max_new_tokens)
+    to_end = expected_to_end(step, [len(ids) + 1 for ids in chosen], params.max_new_tokens)
 
     def judge() -> None:
         if step.device.watchdog is not None:
             answered = Tally.of(journal.items[key] for key in keys if key in journal)
-            answered.judge(step.device.watchdog, "so far", ends=ends)
+            answered.judge(step.device.watchdog, "so far", ends=to_end)
 
-    batch_size = step.device.fewer(min(step.device.micro_batch or BATCH, max(1, len(asked))))
+    def finished(sampled: "Sampled") -> dict[str, Any]:
+        if sampled.token_ids is None:
+            text = (sampled.text or "").strip()
+            content = tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            content = [token for token in sampled.token_ids if token not in ends]
+            text = decode_response(tokenizer, content)
+        return {
+            "response": text,
+            "response_tokens": len(content),
+            "token_ids": sampled.token_ids,
+            "logprobs": sampled.logprobs,
+            "finish_reason": sampled.finish_reason,
+        }
+
     began, sampled_tokens = time.monotonic(), 0
-    with Journal.of(step, "responses.jsonl") as journal, at_once(batch_size):
-        known = sum(key in journal for key in keys)
-        if known:
-            step.note(f"going on after {known} of {len(keys)} responses")
-        step.progress(known, len(keys), unit="responses")
+    with Journal.of(step, "responses.jsonl") as journal:
         done = {place for place, key in enumerate(keys) if key in journal}
-        for place, sampled in generate(
-            model,
-            [Item(encoded[at], seed, params.temperatures[sample]) for at, sample, seed in asked],
-            params,
-            end_ids=sorted(end_ids),
-            pad_id=tokenizer.pad_token_id,
-            batch_size=batch_size,
-            done=done,
-        ):
-            if place in done:
-                continue
-            sampled_tokens += len(sampled.token_ids)
-            content = [token for token in sampled.token_ids if token not in end_ids]
-            finished = {
-                "response": decode_response(tokenizer, content),
-                "response_tokens": len(content),
-                "token_ids": sampled.token_ids,
-                "logprobs": sampled.logprobs,
-                "finish_reason": sampled.finish_reason,
-            }
-            journal.append(keys[place], finished)
-            done.add(place)
-            rate = sampled_tokens / (time.monotonic() - began)
-            step.progress(len(done), len(keys), unit="responses", **{"tokens/s": round(rate)})
-            # within a batch the short ones come first: between two batches they are what they are
-            if len(done) % batch_size == 0:
-                judge()
+        if done:
+            step.note(f"going on after {len(done)} of {len(keys)} responses")
+        step.progress(len(done), len(keys), unit="responses")
+        if len(done) < len(keys):
+            items = [Item(encoded[at], seed, params.temperatures[n], rows[at]["prompt"]) for at, n, seed in asked]
+            with closing(open_backend(step, params, tokenizer, len(items))) as backend:
+                for place, sampled in backend.generate(items, params, end_ids=ends, done=done):
+                    if place in done:
+                        continue
+                    journal.append(keys[place], finished(sampled))
+                    done.add(place)
+                    sampled_tokens += journal.items[keys[place]]["response_tokens"]
+                    rate = sampled_tokens / (time.monotonic() - began)
+                    step.progress(len(done), len(keys), unit="responses", **{"tokens/s": round(rate)})
+                    # within a batch the short ones come first: between two batches they are what they are
+                    if len(done) % batch_size(step, len(items)) == 0:
+                        judge()
         judge()
         answers = [journal.items[key] for key in keys]
 

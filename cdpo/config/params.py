@@ -45,8 +45,8 @@ class ModelLoading(Params):
     """`auto`: what the checkpoint was stored in. `bf16` and `fp16` compute in that type."""
     attn_implementation: Attention = "sdpa"
     template: str | None = None
-    """A chat template of cdpo's own by name (`plain`, `inst`) in place of the tokenizer's; usually set with the model,
-    in `configs/models/names.yaml`."""
+    """A chat template of cdpo's own by name (`plain`, `inst`, or `raw`: the text as it is) in place of the tokenizer's;
+    usually set with the model, in `configs/models/names.yaml`."""
 
 
 class TrainingParams(ModelLoading):

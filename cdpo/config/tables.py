@@ -36,7 +36,7 @@ class ModelEntry(Params):
     build: dict[str, Any] | None = None
     """Made by cdpo from these values, with weights drawn from a seed: `{kind: tiny, seed: 0}`."""
     template: str | None = None
-    """A chat template of cdpo's own (`plain`, `inst`), for a model whose tokenizer has none."""
+    """A chat template of cdpo's own (`plain`, `inst`, `raw`), for a model whose tokenizer has none."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelEntry":

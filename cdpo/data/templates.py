@@ -22,8 +22,14 @@ _INST = """\
 {%- endif -%}
 {%- endfor -%}"""
 
+# The text as it is, for base models and prompts that bring their own format.
+_RAW = """\
+{%- for message in messages -%}
+{{ message['content'] + (eos_token if message['role'] == 'assistant' else '') }}
+{%- endfor -%}"""
+
 #: by the name that `template:` takes; the assistant's turn is opened by the user's, so a generation prompt adds nothing
-TEMPLATES = {"plain": _PLAIN, "inst": _INST}
+TEMPLATES = {"plain": _PLAIN, "inst": _INST, "raw": _RAW}
 
 
 def use_template(tokenizer: Any, name: str | None) -> None:

@@ -7,36 +7,19 @@ rounding is a thousand times coarser and single responses do change with the bat
 
 import inspect
 from collections.abc import Container, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cdpo.generate.backend import Item, Sampled
 from cdpo.generate.sampling import draw
+from cdpo.memory import at_once
 
 if TYPE_CHECKING:
     from cdpo.config.params import SamplingParams
 
 #: finished rows leave the batch when no more than this share of it is still being written
 COMPACT_AT = 0.75
-
-
-class Item(NamedTuple):
-    """A prompt to answer, the seed in [0, 2**63) of its random stream, and a temperature if it has one of its own."""
-
-    prompt_ids: list[int]
-    seed: int
-    temperature: float | None = None
-
-
-class Sampled(NamedTuple):
-    """Exactly the tokens that were drawn: they end in an end token if and only if `finish_reason` is `stop`.
-
-    `logprobs`: of each of them under the model itself, in nats, before temperature, top-k and top-p.
-    """
-
-    token_ids: list[int]
-    finish_reason: Literal["stop", "length"]
-    logprobs: list[float]
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -70,6 +53,30 @@ def generate(
                     yield batch[place], sampled
     finally:
         model.train(training)
+
+
+class TransformersBackend:
+    """`generate` with the model, the pad token and the batch size of one step: a `cdpo.generate.backend.Backend`."""
+
+    def __init__(self, model: Any, *, pad_id: int, batch_size: int) -> None:
+        self._model, self._pad_id, self._batch_size = model, pad_id, batch_size
+
+    def generate(
+        self,
+        items: Sequence[Item],
+        sampling: "SamplingParams",
+        *,
+        end_ids: Sequence[int],
+        done: Container[int] = (),
+    ) -> Iterator[tuple[int, Sampled]]:
+        size = self._batch_size
+        with at_once(size):
+            yield from generate(
+                self._model, items, sampling, end_ids=end_ids, pad_id=self._pad_id, batch_size=size, done=done
+            )
+
+    def close(self) -> None:
+        self._model = None
 
 
 def _answer(

@@ -10,7 +10,8 @@ from accelerate.utils import gather_object
 from cdpo.config.params import SamplingParams
 from cdpo.data.tokens import end_token_id
 from cdpo.errors import StepError
-from cdpo.generate.transformers_backend import Item, generate
+from cdpo.generate.backend import Item
+from cdpo.generate.transformers_backend import generate
 from cdpo.memory import at_once
 from cdpo.sail.config import SAILConfig
 from cdpo.sail.online import Response

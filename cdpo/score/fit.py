@@ -9,17 +9,15 @@ if TYPE_CHECKING:
     from cdpo.step import Step
 
 
-def context_length(model: Any, tokenizer: Any) -> int:
-    """The most tokens that `model` can read at once, by its configuration and its tokenizer, whichever is less."""
-    config = model.config.get_text_config()
+def context_length(config: Any, tokenizer: Any) -> int:
+    """The most tokens that a model can read at once, by its configuration and its tokenizer, whichever is less."""
     # A tokenizer without a limit says 1e30; a model with relative positions says nothing.
-    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
+    limits = [getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
     return int(min(limit for limit in limits if limit is not None))
 
 
-def refuse_unknown_tokens(model: Any, sequences: Iterable[Sequence[int]], what: str) -> None:
-    """Raise `StepError` where a token id has no row in the model's embedding table."""
-    size = model.get_input_embeddings().num_embeddings
+def refuse_unknown_tokens(size: int, sequences: Iterable[Sequence[int]], what: str) -> None:
+    """Raise `StepError` where a token id has no row in the model's embedding table, which has `size` of them."""
     largest = max((max(ids) for ids in sequences if ids), default=0)
     if largest >= size:
         raise StepError(

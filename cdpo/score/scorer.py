@@ -48,7 +48,7 @@ class RewardScorer:
             config.pad_token_id = tokenizer.pad_token_id
         self.batch_size, self.reverse = batch_size, reverse
         #: the most tokens that a prompt and its response may have together; None for a function
-        self.context: int | None = context_length(model, tokenizer)
+        self.context: int | None = context_length(model.config, tokenizer)
         self._model, self._tokenizer = model, tokenizer
         #: tokens that the template writes around a prompt and a response; None before it is asked for
         self._frame: int | None = None
@@ -166,7 +166,8 @@ class RewardScorer:
         encoded = self._encode(self._tokenizer, pairs)
         fitting = [ids if ids is not None and len(ids) <= (self.context or 0) else None for ids in encoded]
         kept = [ids for ids in fitting if ids is not None]
-        refuse_unknown_tokens(self._model, kept, f"the reward model {self.name}")
+        size = self._model.get_input_embeddings().num_embeddings
+        refuse_unknown_tokens(size, kept, f"the reward model {self.name}")
         self._refuse_other_words(kept)
         return fitting
 

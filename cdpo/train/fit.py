@@ -38,7 +38,7 @@ def make_trainer(
     # TRL looks at the first row of a Dataset to learn what kind of data it is given; the rows themselves stay lists.
     kind = Dataset.from_list([dict(rows[0])])
     sequences = (ids for row in rows for name, ids in row.items() if name.endswith("_ids"))
-    refuse_unknown_tokens(model, sequences, "the model")
+    refuse_unknown_tokens(model.get_input_embeddings().num_embeddings, sequences, "the model")
     made = trainer(
         model=model, args=arguments, train_dataset=kind, eval_dataset=kind, processing_class=tokenizer, **options
     )

@@ -13,7 +13,10 @@ CONVERSATION = [user("Hello"), assistant("Hi."), user("Name a bird"), assistant(
 WHOLE = {
     "plain": "Human: Hello\n\nAssistant: Hi.<|end|>\n\nHuman: Name a bird\n\nAssistant: owl<|end|>",
     "inst": "[INST] Hello [/INST] Hi.<|end|>[INST] Name a bird [/INST] owl<|end|>",
+    "raw": "HelloHi.<|end|>Name a birdowl<|end|>",
 }
+RESPONSE = {"plain": " owl<|end|>", "inst": " owl<|end|>", "raw": "owl<|end|>"}
+SYSTEM = {"plain": "Be brief.\n\nHuman", "inst": "Be brief.\n\n[INST]", "raw": "Be brief.Hello"}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -22,14 +25,14 @@ def test_the_whole_conversation(fresh_bpe: Any, name: str) -> None:
     assert fresh_bpe.apply_chat_template(CONVERSATION, tokenize=False) == WHOLE[name]
     encoded = encode(fresh_bpe, CONVERSATION[:-1], CONVERSATION[-1:])
     assert fresh_bpe.decode(encoded.prompt_ids + encoded.response_ids) == WHOLE[name]
-    assert fresh_bpe.decode(encoded.response_ids) == " owl<|end|>"
+    assert fresh_bpe.decode(encoded.response_ids) == RESPONSE[name]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_system_message_stands_first(fresh_bpe: Any, name: str) -> None:
     use_template(fresh_bpe, name)
     text = fresh_bpe.apply_chat_template([{"role": "system", "content": "Be brief."}, user("Hello")], tokenize=False)
-    assert text.startswith("Be brief.\n\n" + WHOLE[name][:5])
+    assert text.startswith(SYSTEM[name])
 
 
 def test_bos_stands_first_where_the_tokenizer_puts_one(fresh_bpe: Any) -> None:

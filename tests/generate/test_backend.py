@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cdpo.config.params import SamplingParams
-from cdpo.generate.transformers_backend import Item, Sampled, generate, length_batches
+from cdpo.generate.backend import Item, Sampled
+from cdpo.generate.transformers_backend import generate, length_batches
 
 END, PAD = 3, 0
 

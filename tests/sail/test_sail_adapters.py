@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from sailing import ALL, Room, log_probs, losses
 
 from cdpo.config.params import SamplingParams
-from cdpo.generate.transformers_backend import Item, generate
+from cdpo.generate.backend import Item
+from cdpo.generate.transformers_backend import generate
 from cdpo.sail.routes import SAMPLED
 from cdpo.sail.trainer import SAILTrainer
 
