@@ -70,6 +70,7 @@ tasks: [{pipeline: DPO, beta: 0.1, loss_type: dpo_pro, learning_rate: 1e-3, max_
     run_cdpo("execute", "configs/second.yaml", cwd=finished)
 
 
+@pytest.mark.slow
 def test_a_run_that_answered_its_responses_beside_the_labels(finished: Path) -> None:
     (run,) = [path.stem for path in (finished / ".cdpo" / "refs" / "first").iterdir() if path.stem.startswith("DPO")]
     script = [sys.executable, str(ROOT / "pipelines" / "evalreward_bt.py"), "--run_name", run, "--tag", "first"]

@@ -92,6 +92,7 @@ def test_a_sweep_of_a_mixture_is_chosen_on_tune_and_reported_on_eval(tmp_path: P
     assert json.loads(run_cdpo("results", "--json", cwd=folder).stdout)["selections"][0]["metric"] == "rewards/margins"
 
 
+@pytest.mark.slow
 def test_one_run_by_hand(tmp_path: Path) -> None:
     folder = write_project(tmp_path, HEAD + "tasks: [{pipeline: SFT}]\n", datasets=DATASETS)
     words = ["-m", "tiny", "-d", "small", "-t", "hand", "-p", "DDP", "--beta", "0.1", "--r", "0.4", "--rho", "0.2"]

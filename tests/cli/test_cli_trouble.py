@@ -96,7 +96,13 @@ def test_an_interruption_before_any_step_says_how_to_go_on(copied: Path, command
     # planning waits for as long as nobody writes to this pipe
     tasks = copied / "configs" / "waiting.yaml"
     os.mkfifo(tasks)
-    process = subprocess.Popen([*CDPO, command, str(tasks)], cwd=copied, stderr=subprocess.PIPE, text=True)
+    # a shell that runs the tests in the background has its children ignore Ctrl+C
+    heeded = (
+        f"import os, signal, sys; signal.signal({int(number)}, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", heeded, *CDPO, command, str(tasks)], cwd=copied, stderr=subprocess.PIPE, text=True
+    )
     pipe = opened(tasks)
     until_it_waits(process.pid)
     process.send_signal(number)
