@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -29,41 +30,37 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.items: dict[str, Any] = {}
         self._stream = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by __exit__)
-        self._stream.truncate(self._read())
-
-    def _read(self) -> int:
-        """Fill `items`; the number of bytes that are whole lines."""
         self._stream.seek(0)
-        whole = 0
-        for line in self._stream.read().splitlines(keepends=True):
-            try:
-                key, value = json.loads(line)
-            except (ValueError, TypeError):
-                break
-            if not line.endswith(b"\n"):
-                break
-            self.items[key] = value
-            whole += len(line)
-        return whole
+        self.items, whole = _items(self._stream.read())
+        self._stream.truncate(whole)
 
     def append(self, key: str, value: Any) -> None:
         append_whole(self._stream.fileno(), json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
         self.items[key] = value
+
+    def publish(self, step: "Step", name: str, keys: Iterable[str]) -> None:
+        """Leave the items `keys` as what a shard has made: `name` in its `out`."""
+        lines = (json.dumps([key, self.items[key]], ensure_ascii=False) + "\n" for key in keys)
+        (step.out / name).write_text("".join(lines), encoding="utf-8")
 
     def __contains__(self, key: str) -> bool:
         return key in self.items
 
     @classmethod
     def of(cls, step: "Step", name: str) -> Self:
-        """The journal `name` of a step. Raises `StepError` where the step was started as several processes."""
+        """The journal `name` of a step, and in it what its shards have made.
+
+        Raises `StepError` where the step was started as several processes."""
         if step.device.processes != 1:
             raise StepError(
                 f"{step.pipeline} runs as one process and was started as {step.device.processes}: "
                 f"write `pipelines: {{{step.pipeline}: {{processes: 1}}}}` in devices.yaml"
             )
-        return cls(step.checkpoints / name)
+        journal = cls(step.checkpoints / name)
+        for shard in step.input_files("shards") if step.has("shards") else ():
+            journal.items |= _items((shard / name).read_bytes())[0]
+        return journal
 
     def __enter__(self) -> Self:
         return self
@@ -72,3 +69,18 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
+
+
+def _items(written: bytes) -> tuple[dict[str, Any], int]:
+    """The items of a journal, and how many of its bytes are whole lines."""
+    items, whole = {}, 0
+    for line in written.splitlines(keepends=True):
+        try:
+            key, value = json.loads(line)
+        except (ValueError, TypeError):
+            break
+        if not line.endswith(b"\n"):
+            break
+        items[key] = value
+        whole += len(line)
+    return items, whole

@@ -55,6 +55,9 @@ class Pipeline:
     #: columns that it adds to `data`; a run goes through it only where a step needs one of them, and that step then
     #: takes what it `gives` in place of `data`
     adds: tuple[str, ...] = ()
+    #: True where it works row by row and devices.yaml may cut it into shards (see cdpo/plan/shards.py): its items go
+    #: through a Journal, which joins them
+    by_rows: bool = False
     #: what `cdpo results` shows: metric name -> column of `out/scores.parquet`, averaged over its rows
     metrics: Mapping[str, str] = field(default_factory=dict)
     #: the module that holds `run`

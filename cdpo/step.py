@@ -13,7 +13,7 @@ and writes only below that folder: `out/` is what the step leaves, `ckpt/` what 
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,8 @@ class Step:
     work: Path
     #: this process's rank among `device.processes`; only rank 0 writes events and metrics
     rank: int = 0
+    #: of a part of a step: {"of": the step's key, "index", "count"}
+    shard: Mapping[str, Any] | None = None
     #: of a probe (cdpo/train/probe.py): what is called with trainer and parameters in place of training, and ends it
     measure: Callable[[Any, Any], None] | None = None
     _last_progress: float = field(default=0.0, repr=False)
@@ -90,7 +92,8 @@ class Step:
         described = read_json(work / "step.json")
         names = ("pipeline", "key", "name", "params", "inputs", "seed")
         device = Device(**described["device"])
-        return cls(**{name: described[name] for name in names}, device=device, work=work, rank=rank)
+        shard = described.get("shard")
+        return cls(**{name: described[name] for name in names}, device=device, work=work, rank=rank, shard=shard)
 
     @property
     def out(self) -> Path:
@@ -114,6 +117,17 @@ class Step:
 
     def has(self, role: str) -> bool:
         return role in self.inputs
+
+    def share(self, ids: Sequence[str]) -> list[int]:
+        """The positions in `ids`, which name rows and differ, that are this shard's to make; all of a step uncut.
+
+        Every position is of exactly one shard, shards differ by one row at most, and rows are dealt out by a hash of
+        their ids, so that each shard has long ones and short ones.
+        """
+        if self.shard is None:
+            return list(range(len(ids)))
+        dealt = sorted(range(len(ids)), key=lambda at: (derive_seed(0, "shard", ids[at]), at))
+        return sorted(dealt[self.shard["index"] :: self.shard["count"]])
 
     def seed_for(self, *names: str | int) -> int:
         """The seed of the stream called `names`, in [0, 2**63). It depends on neither the key nor the place."""

@@ -74,6 +74,7 @@ PIPELINE = Pipeline(
     takes={"data": "data", "model": "policy"},
     gives="responses",
     rank=50,
+    by_rows=True,
 )
 
 
@@ -146,6 +147,11 @@ def run(step: Step) -> dict[str, Any]:
             "finish_reason": sampled.finish_reason,
         }
 
+    # the samples of a prompt stay together
+    share = {kept[place] for place in step.share([rows[at]["prompt_id"] for at in kept])}
+    mine = [place for place, (at, _, _) in enumerate(asked) if at in share]
+    asked, keys = [asked[place] for place in mine], [keys[place] for place in mine]
+
     began, sampled_tokens = time.monotonic(), 0
     with Journal.of(step, "responses.jsonl") as journal:
         done = {place for place, key in enumerate(keys) if key in journal}
@@ -167,6 +173,9 @@ def run(step: Step) -> dict[str, Any]:
                     if len(done) % batch_size(step, len(items)) == 0:
                         judge()
         judge()
+        if step.shard is not None:
+            journal.publish(step, "responses.jsonl", keys)
+            return {"responses": len(keys)}
         answers = [journal.items[key] for key in keys]
 
     write_responses(

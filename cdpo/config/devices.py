@@ -33,6 +33,9 @@ class PipelineDevices(Params):
     """Processes that train together, one per GPU (or CPU processes where there is none)."""
     nodes: Count = 1
     """Machines that they are spread over, evenly; more than one needs `engine: slurm`."""
+    shards: Count | Literal["auto"] = 1
+    """Parts that a step over rows (GEN, EVALREWARD, EVALREWARD_BT) is cut into, each a step of its own that loads the
+    model; `auto`: as many as run at once here."""
     micro_batch: Count | dict[str, Count] | None = None
     """Rows per process and forward pass; by card name (`A100`, `T4`, ...) or one number for all."""
     accelerate_config: str | None = None
@@ -150,6 +153,12 @@ def _with_launchers(devices: Devices, document: Document, configs: Path) -> tupl
         if wanted.nodes > 1 and devices.engine != "slurm":
             message = f"more than one node needs `engine: slurm`, and the engine is {devices.engine}"
             problems.append(document.problem((*here, "nodes"), message))
+        if wanted.shards == "auto" and devices.engine != "local":
+            message = f"`auto` counts the devices of this machine, and the engine is {devices.engine}: write a number"
+            problems.append(document.problem((*here, "shards"), message))
+        if wanted.shards != 1 and name in pipelines() and not pipelines()[name].by_rows:
+            able = ", ".join(each.name for each in pipelines().values() if each.by_rows)
+            problems.append(document.problem((*here, "shards"), f"{name} cannot be cut into shards; {able} can"))
         if wanted.accelerate_config is not None:
             try:
                 file = find_launcher(wanted.accelerate_config, configs)

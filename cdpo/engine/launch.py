@@ -41,6 +41,8 @@ def local_inputs(step: "PlannedStep", work: Path, parents: Mapping[str, Path]) -
         else:
             # "built": the worker makes it
             found[role] = str(work / "inputs" / role)
+    if step.shards:
+        found["shards"] = [str(parents[key] / "out") for key in step.shards]
     return found
 
 
@@ -57,7 +59,7 @@ def describe(
     for name in STALE:
         (work / name).unlink(missing_ok=True)
     described: dict[str, Any] = {
-        **{name: getattr(step, name) for name in ("pipeline", "key", "name", "version", "params", "seed")},
+        **{name: getattr(step, name) for name in ("pipeline", "key", "name", "version", "params", "seed", "shard")},
         "inputs": dict(inputs),
         "planned": step.inputs,
         "device": asdict(device),

@@ -1,11 +1,15 @@
 """What every step of a plan is doing, read from the store's files and locks alone."""
 
 import time
+from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdpo.engine.process import is_alive
 from cdpo.engine.watch import failure, last_progress, proc
+from cdpo.errors import DamagedFile
+from cdpo.files import read_json
 from cdpo.store import Store
 from cdpo.store.names import short
 
@@ -23,9 +27,12 @@ def status(plan: "Plan", store: Store) -> list[dict[str, Any]]:
     failed    its last attempt failed ("error", "log")
     blocked   it needs a step that failed, or that is blocked ("by")
     waiting   not begun, or interrupted
+
+    Before a step that is being made in parts stand those that run or failed (`of`: the step's key).
     """
     finished = store.finished()
     working = set(store.working())
+    parts = _parts(store, working - plan.steps.keys())
     found = {key: _one(step, store, finished.get(short(key)), key in working) for key, step in plan.steps.items()}
     stuck: dict[str, str] = {key: plan.steps[key].label for key, each in found.items() if each["state"] == "failed"}
     # parents come before their children in a plan
@@ -37,7 +44,21 @@ def status(plan: "Plan", store: Store) -> list[dict[str, Any]]:
         if by is not None:
             each.update(state="blocked", by=by)
             stuck[key] = by
-    return list(found.values())
+    return [each for key in found for each in (*parts.get(key, []), found[key])]
+
+
+def _parts(store: Store, working: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """What the shards do that have a work folder, by the key of their step, in order."""
+    found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for key in working:
+        try:
+            described = read_json(store.work(key) / "step.json")
+        except (OSError, DamagedFile):
+            continue
+        if shard := described.get("shard"):
+            said = {"key": key, "pipeline": described["pipeline"], "name": described["name"], "of": shard["of"]}
+            found.setdefault(shard["of"], []).append((shard["index"], said | _at_work(store, key)))
+    return {key: [said for _, said in sorted(several, key=itemgetter(0))] for key, several in found.items()}
 
 
 def _one(step: "PlannedStep", store: Store, path: Path | None, has_work: bool) -> dict[str, Any]:
@@ -49,15 +70,18 @@ def _one(step: "PlannedStep", store: Store, path: Path | None, has_work: bool) -
             return {**said, "error": f"damaged, so the next execute makes it again: {error}", "path": str(path)}
         state = "evicted" if store.is_evicted(path) else "done"
         return {**said, "state": state, "seconds": seconds, "path": str(path)}
-    if not has_work:
-        return said
-    work = store.work(step.key)
-    if store.is_locked(step.key):
-        return said | _running(work)
+    return said | _at_work(store, step.key) if has_work else said
+
+
+def _at_work(store: Store, key: str) -> dict[str, Any]:
+    """What is to be said of a step that has a work folder."""
+    work = store.work(key)
+    if store.is_locked(key):
+        return _running(work)
     failed = failure(work)
     if failed is None:
-        return said
-    return {**said, "state": "failed", "error": failed["reason"], "log": str(latest_log(work) or work)}
+        return {"state": "waiting"}
+    return {"state": "failed", "error": failed["reason"], "log": str(latest_log(work) or work)}
 
 
 def _running(work: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from cdpo.engine.program import load_run
 from cdpo.errors import CdpoError, OutOfMemory, StepError
 from cdpo.files import read_json, write_json
 from cdpo.step import Step
-from cdpo.store import Store, locks, provenance, publish
-from cdpo.store.names import short
+from cdpo.store import Store, locks, provenance, publish, removal
+from cdpo.store.names import key_of, short
 
 #: environment variable by which the engine hands over the locks and what belongs in proc.json
 LAUNCH = "CDPO_LAUNCH"
@@ -50,6 +50,7 @@ def main(work: Path) -> int:
         _sign(held, store, work, started)
         if not publish.is_staged(work):
             _make(work, launch, started)
+        shards = read_json(work / "step.json")["inputs"].get("shards", [])
         path = publish.complete(store, work)
         manifest = store.manifest(path)
         done = {name: manifest[name] for name in ("key", "pipeline", "name", "seconds")}
@@ -57,6 +58,7 @@ def main(work: Path) -> int:
         with contextlib.suppress(OSError):
             store.append_event({"event": "step_done", **done, "path": str(path.relative_to(store.root))})
             store.unlock(key, lock)
+            _clear(store, shards)
         return 0
     except stopping.Stopped:
         return stopping.STOPPED
@@ -104,6 +106,14 @@ def _sign(held: list[int], store: Store, work: Path, started: float) -> None:
             leases.sign(descriptor, who)
 
 
+def _clear(store: Store, shards: list[str]) -> None:
+    """Remove the parts of which a step was joined; where this process is killed before, `cdpo gc` does."""
+    parts = [Path(shard).parent for shard in shards]
+    found = [removal.Removal("step", part, 0, "joined", key_of(part.name)) for part in parts if part.exists()]
+    for _ in removal.remove(store, found):
+        pass
+
+
 def _make(work: Path, launch: dict[str, Any], started: float) -> None:
     for name in ("out", "inputs", publish.STAGING):
         shutil.rmtree(work / name, ignore_errors=True)
@@ -137,6 +147,8 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
         "device": {**described["device"], "gpus": launch.get("gpus", [])},
         "summary": summary,
     }
+    if described.get("shard"):
+        manifest["shard"] = described["shard"]
     if "out_of_memory" in described:
         manifest["out_of_memory"] = described["out_of_memory"]
     log = work / f"attempt-{launch.get('attempt', 1)}.log"
@@ -146,13 +158,12 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
 def _check_inputs(work: Path, described: dict[str, Any]) -> None:
     """Raise StepError for an input that is not what its step published: a disk, or a hand, has changed it since."""
     store = Store(work.parent.parent)
-    for role, planned in described["planned"].items():
-        if "step" in planned:
-            path = Path(described["inputs"][role]).parent
-            wrong = store.altered(path)
-            if wrong is not None:
-                again = f"`cdpo redo {short(planned['step'])}`, then `cdpo execute`, makes it again"
-                raise StepError(f"its input {path.parent.name}/{path.name} is damaged: {wrong}; {again}")
+    read = [described["inputs"][role] for role, planned in described["planned"].items() if "step" in planned]
+    for path in (Path(out).parent for out in [*read, *described["inputs"].get("shards", [])]):
+        wrong = store.altered(path)
+        if wrong is not None:
+            again = f"`cdpo redo {key_of(path.name)}`, then `cdpo execute`, makes it again"
+            raise StepError(f"its input {path.parent.name}/{path.name} is damaged: {wrong}; {again}")
 
 
 def _build(work: Path, described: dict[str, Any]) -> None:

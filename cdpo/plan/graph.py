@@ -32,10 +32,14 @@ class PlannedStep:
     unresolved: str | None = None
     #: what is computed but for the seeds: equal for steps that differ in nothing else, down to the raw data
     recipe: str = ""
+    #: of a part of a step (cdpo/plan/shards.py): {"of": the step's key, "index", "count"}
+    shard: dict[str, Any] | None = None
+    #: of a step that joins what others made: their keys
+    shards: list[str] = field(default_factory=list)
 
     @property
     def parents(self) -> list[str]:
-        return list(dict.fromkeys(each["step"] for each in self.inputs.values() if "step" in each))
+        return list(dict.fromkeys([*(each["step"] for each in self.inputs.values() if "step" in each), *self.shards]))
 
     @property
     def label(self) -> str:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cdpo.errors import DamagedFile
 from cdpo.files import read_json, write_json
-from cdpo.store.names import short
-from cdpo.store.publish import EVICTED
+from cdpo.store.names import key_of, short
+from cdpo.store.publish import EVICTED, MANIFEST
 from cdpo.store.store import Store
 
 #: files of out/ that hold weights; scores, tokenizers and settings are small and stay
@@ -72,6 +73,11 @@ def plan_gc(store: Store, weights: Collection[str] = ()) -> list[Removal]:
     for path in store.plans.glob("[!.]*.json"):
         needed.update(short(step["key"]) for step in read_json(path)["steps"])
     steps, read = store.finished(), being_read(store)
+    # parts of steps that are still to be joined
+    parts = {short(key): store.work(key) / "step.json" for key in store.working()}
+    parts |= {key: path / MANIFEST for key, path in steps.items()}
+    missing = needed - steps.keys()
+    needed |= {key for key, said in parts.items() if key not in needed and _is_part(said, missing)}
     found = [
         Removal("step", path, size_of(path), "no run and no plan has it", key)
         for key, path in sorted(steps.items(), key=lambda each: each[1])
@@ -154,9 +160,20 @@ def being_read(store: Store) -> set[str]:
     for key in store.working():
         described = store.work(key) / "step.json"
         if store.is_locked(key) and described.exists():
-            planned = read_json(described)["planned"].values()
-            read.update(short(each["step"]) for each in planned if "step" in each)
+            said = read_json(described)
+            read.update(short(each["step"]) for each in said["planned"].values() if "step" in each)
+            parts = (key_of(Path(out).parent.name) for out in said["inputs"].get("shards", []))
+            read.update(part for part in parts if part is not None)
     return read
+
+
+def _is_part(said: Path, of: Collection[str]) -> bool:
+    """Whether a manifest, or a step.json, is that of a shard of one of the steps `of`."""
+    try:
+        shard = read_json(said).get("shard")
+    except (OSError, DamagedFile, AttributeError):
+        return False
+    return isinstance(shard, dict) and short(str(shard.get("of"))) in of
 
 
 def weight_files(store: Store, path: Path) -> list[Path]:

@@ -131,7 +131,6 @@ def setup(pipeline: str, params: dict[str, Any], inputs: Any, parents: Callable[
     return setup_of(pipeline, pipelines()[pipeline].params.model_validate(params), inputs, parents, 1)
 
 
-@pytest.mark.slow
 def test_a_step_and_its_plan_speak_of_the_same_setup(made: Path) -> None:
     project, plan = of(made)
     store = project.store

@@ -24,6 +24,7 @@ from cdpo.engine.show.reporter import Reporter
 from cdpo.engine.signals import Signals
 from cdpo.engine.watch import Follower, failure, proc, tail
 from cdpo.files import write_json
+from cdpo.plan.shards import cut
 from cdpo.store import Store, locks
 
 if TYPE_CHECKING:
@@ -317,6 +318,15 @@ class BatchEngine:
         back. Raises UsageError where a step cannot be run, and Unreachable where the batch system does not answer.
         """
         selection = select(plan, self.store, keys)
+
+        def shards(pipeline: str) -> int:
+            wanted = self.devices.of(pipeline).shards
+            assert wanted != "auto"  # refused where devices.yaml is read
+            return wanted
+
+        whole, plan = plan, cut(plan, shards, set(selection.todo))
+        if plan is not whole:
+            selection = select(plan, self.store, keys)
         modules = self._modules if self._modules is not None else modules_for(selection.todo)
         execution = BatchExecution(
             self.store, plan, selection, self.devices, self.backend, self.display, modules, fail_fast

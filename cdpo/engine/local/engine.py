@@ -15,6 +15,7 @@ from cdpo.engine.program import modules_for
 from cdpo.engine.selection import select
 from cdpo.engine.show.display import Display, Silent
 from cdpo.errors import UsageError
+from cdpo.plan.shards import cut
 from cdpo.store import Store
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ class LocalEngine:
         """
         selection = select(plan, self.store, keys)
         slots = Slots.of(self.devices) if selection.todo else Slots([], self.devices.workers())
+
+        def shards(pipeline: str) -> int:
+            wanted = self.devices.of(pipeline).shards
+            return slots.total if wanted == "auto" else wanted
+
+        whole, plan = plan, cut(plan, shards, set(selection.todo))
+        if plan is not whole:
+            selection = select(plan, self.store, keys)
         for pipeline in {plan.steps[key].pipeline for key in selection.todo}:
             wanted = self.devices.of(pipeline).processes
             if slots.pool and wanted > len(slots.pool):
