@@ -106,6 +106,8 @@ class OpenAIBackend:
                 "top_k": sampling.top_k,
                 "min_p": 0.0,
                 "repetition_penalty": 1.0,
+                "presence_penalty": 0.0,
+                "frequency_penalty": 0.0,
                 "return_token_ids": True,
             }
         own = {self._tokenizer.eos_token_id}

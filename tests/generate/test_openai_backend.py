@@ -124,6 +124,8 @@ def test_what_vllm_would_take_from_elsewhere_is_said(model, tokenizer, asked, en
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         "seed": asked[0].seed,
         "logprobs": 0,
         "stop_token_ids": ends,
