@@ -40,7 +40,9 @@ def status(plan: "Plan", store: Store) -> list[dict[str, Any]]:
         each = found[key]
         if each["state"] != "waiting":
             continue
-        by = next((stuck[parent] for parent in step.parents if parent in stuck), None)
+        lost = [part for part in parts.get(key, []) if part["state"] == "failed"]
+        by = f"{lost[0]['pipeline']}/{lost[0]['name']}-{short(lost[0]['key'])}" if lost else None
+        by = next((stuck[parent] for parent in step.parents if parent in stuck), by)
         if by is not None:
             each.update(state="blocked", by=by)
             stuck[key] = by

@@ -66,6 +66,8 @@ def run(step):
         step.progress(part, 4, loss=1.0 / (part + 1))
         time.sleep(seconds / 4)
     read = {role: (step.input(role) / "value.txt").read_text() for role in step.inputs if role.startswith("parent")}
+    if step.has("shards"):
+        read |= {str(part): (part / "value.txt").read_text() for part in step.input_files("shards")}
     if step.rank == 0:
         (step.out / "value.txt").write_text("".join(read.values()) + step.name + "\n")
         (step.out / "model.safetensors").write_bytes(b"w" * params.get("size", 1000))

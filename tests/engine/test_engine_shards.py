@@ -1,0 +1,98 @@
+"""Steps that are cut into parts, on this machine and on a batch system: order, failure, kills, what is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engine_bench import HERE, TRIVIAL, of_kind, wait_for
+
+from cdpo.engine.status import status
+from cdpo.plan.graph import Plan
+
+MODULES = {"TRIVIAL": TRIVIAL, "GEN": TRIVIAL}
+#: a step that can be cut between two that cannot
+SHAPE = {"a": [], "b": ["a"], "c": ["b"]}
+CUT = {"modules": MODULES, "devices": {"pipelines": {"GEN": {"shards": 3}}, "cpu_workers": 3}}
+PARTS = ["b_1of3", "b_2of3", "b_3of3"]
+
+
+@pytest.fixture(params=["local", "batch"])
+def options(request, bench):
+    if request.param == "local":
+        yield CUT
+        return
+    room = bench.folder / "queue"
+    room.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    process = subprocess.Popen([sys.executable, str(HERE / "queueing.py"), str(room)], env=environment)
+    yield CUT | {"batch": True}
+    process.kill()
+    process.wait()
+
+
+def value(bench, name: str) -> list[str]:
+    path = next(path for path in bench.store.finished().values() if path.name.startswith(f"{name}-"))
+    return (path / "out" / "value.txt").read_text().split()
+
+
+def test_parts_are_made_before_the_step_that_joins_them_and_then_go(bench, options):
+    bench.plan(SHAPE, b={"pipeline": "GEN"})
+    code, events = bench.run(**options)
+    assert code == 0
+    done = [event["name"] for event in of_kind(events, "step_done")]
+    assert done[0] == "a"
+    assert sorted(done[1:4]) == PARTS
+    assert done[4:] == ["b", "c"]
+    # each part read what the step itself reads
+    assert value(bench, "b") == ["a", *(word for part in PARTS for word in ("a", part)), "b"]
+    assert wait_for(lambda: sorted(path.name[0] for path in bench.store.finished().values()) == ["a", "b", "c"])
+    again, events = bench.run(**options)
+    assert (again, of_kind(events, "plan")[0]["run"]) == (0, 0)
+    # a step that is there stays whole, however many devices there are
+    other = {**options, "devices": {"pipelines": {"GEN": {"shards": 5}}}}
+    assert of_kind(bench.run(**other)[1], "plan")[0]["run"] == 0
+
+
+def test_a_part_that_fails_blocks_the_step_and_the_others_stay(bench, options):
+    bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(bench.folder / "gate"), "late": "no"})
+    process = bench.execute(**options)
+    assert wait_for(lambda: all(bench.told()["begin", part] for part in PARTS))
+    (bench.folder / "gate").touch()
+    code, events = bench.finish(process)
+    assert code == 1
+    assert sorted(event["name"] for event in of_kind(events, "step_failed")) == PARTS
+    assert sorted(event["name"] for event in of_kind(events, "step_blocked")) == ["b", "c"]
+    plan = Plan.from_json(json.loads((bench.folder / "plan.json").read_text()))
+    told = [(each["name"], each["state"]) for each in status(plan, bench.store)]
+    assert told == [("a", "done"), *((part, "failed") for part in PARTS), ("b", "blocked"), ("c", "blocked")]
+
+
+def test_parts_outlive_the_supervisor_and_are_made_once(bench):
+    gate = bench.folder / "gate"
+    bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(gate)})
+    first = bench.execute(**CUT)
+    assert wait_for(lambda: all(bench.told()["begin", part] for part in PARTS))
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = bench.execute(**CUT)
+    assert bench.happened("step_adopted", 3)
+    gate.touch()
+    code, _ = bench.finish(second)
+    assert code == 0
+    assert all(bench.told()["begin", name] == 1 for name in ["a", *PARTS, "b", "c"])
+
+
+def test_auto_is_one_for_each_place(bench):
+    bench.plan(SHAPE, b={"pipeline": "GEN"})
+    devices = {"pipelines": {"GEN": {"shards": "auto"}}, "cpu_workers": 2}
+    code, events = bench.run(modules=MODULES, devices=devices)
+    assert code == 0
+    assert [event["name"] for event in of_kind(events, "step_done")][1:3] in (
+        ["b_1of2", "b_2of2"],
+        ["b_2of2", "b_1of2"],
+    )
+    assert not Path(bench.store.root / "work").exists() or not list((bench.store.root / "work").iterdir())
