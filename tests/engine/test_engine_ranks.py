@@ -75,7 +75,8 @@ def test_a_rank_that_lost_its_launcher_does_nothing(bench, monkeypatch):
     bench.run()
     (work,) = (bench.store.root / "work").iterdir()
     monkeypatch.setattr(rank, "die_with_parent", lambda: None)
-    monkeypatch.setenv("CDPO_LAUNCHER", "1")
+    # whoever its parent is: not itself
+    monkeypatch.setenv("CDPO_LAUNCHER", str(os.getpid()))
     told = bench.told()
     assert rank.main(work) == 1
     assert bench.told() == told
