@@ -66,8 +66,16 @@ class OnPolicyParams(SAILParams):
     staleness: Annotated[int, Field(ge=0)] = 0
     """Optimiser steps by which the policy that sampled a pair may be older than the one that learns from it. 0 is
     strictly on-policy; with s, responses for s + 1 steps are sampled at once."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """Who samples: the model itself, or vLLM in the same process, whose weights follow the policy's (on one GPU)."""
     baseline: Literal["none", "moving"] = "none"
     """`moving` subtracts a moving mean of F over earlier steps from F in T1, the score-function term."""
+
+    @model_validator(mode="after")
+    def _weights_can_follow(self) -> "OnPolicyParams":
+        if self.backend == "vllm" and self.quantization is not None:
+            raise ValueError("backend: vllm takes whole weights from the policy, and quantization keeps 4 bits of them")
+        return self
 
     @property
     def room(self) -> int:

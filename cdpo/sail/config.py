@@ -53,6 +53,16 @@ class SAILConfig(DPOConfig):  # type: ignore[misc]
     top_p: float = field(default=1.0, metadata={"help": "1 keeps the whole vocabulary; anything else biases T1."})
     max_new_tokens: int = field(default=256, metadata={"help": "Most tokens of a response, its end token included."})
     generation_batch_size: int = field(default=64, metadata={"help": "Responses sampled at once on one device."})
+    backend: str = field(
+        default="transformers",
+        metadata={
+            "help": "Who samples: `transformers`, the model itself; `vllm`, in the same process, on a GPU, with the "
+            "policy's weights put in place each time."
+        },
+    )
+    vllm_options: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Arguments of vLLM's engine; by default it takes 0.3 of the GPU's memory."}
+    )
     reward_labels: str = field(
         default="hard", metadata={"help": "`hard`: the better response wins; `bt`: drawn from Bradley-Terry."}
     )
@@ -71,6 +81,7 @@ class SAILConfig(DPOConfig):  # type: ignore[misc]
         _check_as(SamplingParams, self)
         mixture = self.mixture()
         _one_of("baseline", self.baseline, ("none", "moving"))
+        _one_of("backend", self.backend, ("transformers", "vllm"))
         _one_of("reward_labels", self.reward_labels, ("hard", "bt"))
         for name, least in (("staleness", 0), ("generation_batch_size", 1)):
             value = getattr(self, name)

@@ -1,6 +1,6 @@
 """Responses of the policy, and their rewards. All ranks work together, and each knows all that is made."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ from accelerate.utils import gather_object
 from cdpo.config.params import SamplingParams
 from cdpo.data.tokens import end_token_id
 from cdpo.errors import StepError
-from cdpo.generate.backend import Item
+from cdpo.generate.backend import Item, Sampled
 from cdpo.generate.transformers_backend import generate
 from cdpo.memory import at_once
 from cdpo.sail.config import SAILConfig
 from cdpo.sail.online import Response
+from cdpo.sail.vllm_sampler import VLLMSampler, refuse_vllm
 from cdpo.score.scorer import RewardScorer
 from cdpo.train.batches import Row
 
@@ -32,6 +33,9 @@ class PolicyWorkshop:
         self.args, self.accelerator = args, accelerator
         #: responses given to the reward model, and those that it could take
         self.asked = self.rated = 0
+        self.sampler: VLLMSampler | None = None
+        if args.backend == "vllm":
+            refuse_vllm(args)
         self.sampling = SamplingParams(
             temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.max_new_tokens
         )
@@ -42,17 +46,24 @@ class PolicyWorkshop:
         with torch.no_grad(), self.accelerator.autocast(), at_once(self.args.generation_batch_size):
             made = {
                 own[place]: (sampled.token_ids, sampled.finish_reason == "stop")
-                for place, sampled in generate(
-                    self.model,
-                    [Item(prompts[at], seeds[at]) for at in own],
-                    self.sampling,
-                    end_ids=self.end_ids(),
-                    pad_id=self.tokenizer.pad_token_id,
-                    batch_size=self.args.generation_batch_size,
-                )
+                for place, sampled in self._sampled([Item(prompts[at], seeds[at]) for at in own])
             }
         everyone = self._of_all_ranks(made)
         return [Response(*everyone[at]) for at in range(len(prompts))]
+
+    def _sampled(self, items: list[Item]) -> Iterator[tuple[int, Sampled]]:
+        if self.args.backend == "vllm":
+            if self.sampler is None:
+                self.sampler = VLLMSampler.of(self.model, self.accelerator.mixed_precision, self.args.vllm_options)
+            return self.sampler.generate(self.model, items, self.sampling, end_ids=self.end_ids())
+        return generate(
+            self.model,
+            items,
+            self.sampling,
+            end_ids=self.end_ids(),
+            pad_id=self.tokenizer.pad_token_id,
+            batch_size=self.args.generation_batch_size,
+        )
 
     def rate(self, rows: Sequence[Row], responses: Sequence[Response]) -> list[float | None]:
         """The reward of each response to the prompt of its row; None where the reward model cannot take the text.

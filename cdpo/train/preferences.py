@@ -123,5 +123,6 @@ def _realised(trainer: SAILTrainer) -> dict[str, Any]:
         return {}
     rows = sum(trainer.sail.realised.values())
     shares = {route.name: round(count / rows, 6) for route, count in trainer.sail.realised.items()}
+    sampled_by = {"backend": trainer.args.backend} if trainer.mixture.samples else {}
     asked = {route.name: round(trainer.mixture.share(route), 6) for route in trainer.sail.realised}
-    return {"sail": {"asked": asked, "realised": shares, "rows": rows, "t1": trainer.bias_of_t1}}
+    return {"sail": {"asked": asked, "realised": shares, "rows": rows, "t1": trainer.bias_of_t1} | sampled_by}
