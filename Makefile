@@ -1,11 +1,12 @@
 # make setup      .venv with everything pinned      make demo       the main job, end to end
 # make test       ruff, types, tests                make test-all   the slow tests too
 # make gpu-check  what needs a real GPU, on a machine that has one
+# make vllm-env   .venv-vllm, for the tests of `backend: vllm`
 # make system-deps  SLURM for the tests of `engine: slurm` (Debian, as root)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup system-deps demo test test-all gpu-check lint types
+.PHONY: setup vllm-env system-deps demo test test-all gpu-check lint types
 setup: .venv/ready
 
 # One marker for a whole environment: it is made last, so that an interrupted installation is begun again.
@@ -13,6 +14,11 @@ setup: .venv/ready
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+vllm-env: .venv-vllm/ready
+
+.venv-vllm/ready: tests/generate/vllm_env.sh tests/generate/vllm_constraints.txt
+	sh tests/generate/vllm_env.sh $(PYTHON)
 
 system-deps:
 	sh tests/engine/system_deps.sh
@@ -32,7 +38,7 @@ types: setup
 test: lint types
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-all: lint types
+test-all: lint types vllm-env
 	$(BIN)/python -m pytest
 
 gpu-check: setup

@@ -57,6 +57,8 @@ class Device:
     checkpoint_seconds: float = 600.0
     #: thresholds of what ends a step early (cdpo/config/watchdog.py); None: nothing does
     watchdog: dict[str, Any] | None = None
+    #: the interpreter that has vLLM and arguments of its engine (cdpo/config/vllm.py)
+    vllm: dict[str, Any] = field(default_factory=dict)
     #: whether as many rows at once as there would be did not fit into memory: see `fewer`
     halved: bool = False
 

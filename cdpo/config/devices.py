@@ -12,6 +12,7 @@ from cdpo.config.params import Count, Params, Positive
 from cdpo.config.paths import PathError
 from cdpo.config.problems import ConfigError, Problem, suggest
 from cdpo.config.validation import checked
+from cdpo.config.vllm import VllmParams, with_interpreter
 from cdpo.config.watchdog import Watchdog
 from cdpo.config.yaml_reader import Document, read_yaml
 from cdpo.memory import machine_memory
@@ -69,6 +70,8 @@ class Devices(Params):
         Discriminator(lambda value: "off" if value is False else "thresholds"),
     ] = Watchdog()
     """What ends a step whose result would be worth nothing; `false`: nothing does."""
+    vllm: VllmParams = VllmParams()
+    """Of `backend: vllm`: where vLLM is installed, and arguments of its engine."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
 
     def of(self, pipeline: str) -> PipelineDevices:
@@ -105,6 +108,7 @@ class Devices(Params):
             fsdp_version=launcher.fsdp_version,
             checkpoint_seconds=60.0 * self.checkpoint_minutes,
             watchdog=self.watchdog.model_dump() if self.watchdog else None,
+            vllm=self.vllm.model_dump(exclude_none=True),
         )
 
     def _memory(self, processes: int) -> int | None:
@@ -134,7 +138,9 @@ def read_devices(path: Path) -> Devices:
             problems.append(document.problem(("pipelines", name), message, at_key=True))
     if found:
         found, wrong = _with_launchers(found, document, path.parent)
-        problems += wrong
+        vllm, without = with_interpreter(found.vllm, document, path.parent)
+        found = found.model_copy(update={"vllm": vllm})
+        problems += wrong + without
     if problems:
         raise ConfigError(problems)
     devices: Devices = found
