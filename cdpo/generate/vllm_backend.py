@@ -1,4 +1,4 @@
-"""Responses from vLLM, which runs in a process of its own (cdpo/generate/vllm_process.py), be it installed beside cdpo or
+"""Responses from vLLM, which runs in a process of its own (cdpo/generate/vllm_process.py), installed beside cdpo or
 elsewhere: its memory is free when it ends, and its prints stay out of the step's log.
 
 Every prompt is handed over at once; vLLM batches as responses begin and end. A response depends on its seed, not on its
