@@ -1,17 +1,17 @@
-"""Responses from transformers' continuous batching: a new response takes the place of a finished one, over a paged cache.
+"""Responses from transformers' continuous batching: a new one takes the place of one that is finished.
 
-Every token is drawn as in the other transformers backend, from the item's own random stream (cdpo/generate/sampling.py):
+Every token is drawn as in the other transformers backend, from the stream of the item (cdpo/generate/sampling.py):
 the same responses come out, up to the rounding of the logits.
 
-transformers has no place for a sampler of one's own, and its manager is private for the most part. What this file counts
-on, and its tests would find changed: a logits processor that derives from ContinuousBatchingLogitsProcessor is told the
-requests whose next token is due, in the order of the rows of the logits that it then gets; and without asynchronous
-batching and CUDA graphs it runs once for every token that is drawn, before the next are prepared.
+transformers has no place for a sampler of one's own, and its manager is private for the most part. What this file
+counts on, and its tests would find changed: a logits processor that derives from ContinuousBatchingLogitsProcessor is
+told the requests whose next token is due, in the order of the rows of the logits that it then gets; and without
+asynchronous batching and CUDA graphs it runs once for every token that is drawn, before the next are prepared.
 """
 
 import math
 from collections.abc import Container, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
@@ -113,8 +113,8 @@ class ContinuousBackend:
 class _Drawing(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """Draws each row's token and leaves the sampler nothing but to take it: every other token's score is -inf."""
 
-    supported_kwargs: dict[str, type] = {}
-    ignored_kwargs: tuple[str, ...] = ()
+    supported_kwargs: ClassVar[dict[str, type]] = {}
+    ignored_kwargs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, items: Sequence[Item], sampling: "SamplingParams", device: torch.device) -> None:
         self._items, self._sampling, self._device = items, sampling, device
@@ -129,8 +129,8 @@ class _Drawing(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
         drawn, logprobs = self._drawn.pop(at), self._logprobs.pop(at)
         if drawn != token_ids:
             raise StepError(
-                f"continuous batching answered prompt {at} with {token_ids}, where {drawn} were drawn: this transformers "
-                "does not do what cdpo counts on; take `batching: static`"
+                f"continuous batching answered prompt {at} with {token_ids}, where {drawn} were drawn: this "
+                "transformers does not do what cdpo counts on; take `batching: static`"
             )
         return logprobs
 
