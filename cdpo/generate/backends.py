@@ -1,5 +1,6 @@
 """The backend that a step asks for, ready to answer."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdpo.generate.backend import Backend
@@ -14,9 +15,28 @@ BATCH = 32
 
 def open_backend(step: "Step", params: "GenerationParams", tokenizer: Any, prompts: int) -> Backend:
     """What answers the `prompts` prompts of `step`: its policy is the input `model`, with `model_adapter`."""
-    if params.backend == "transformers":
-        return _transformers(step, params, tokenizer, prompts)
-    raise NotImplementedError(params.backend)
+    if params.backend == "openai":
+        raise NotImplementedError
+    from cdpo.models import load_policy, torch_device
+
+    device, adapter = torch_device(step.device), step.input("model_adapter") if step.has("model_adapter") else None
+    if params.backend == "vllm":
+        return _vllm(step, params, adapter, device)
+    model = load_policy(
+        step.input("model"),
+        adapter,
+        dtype=params.dtype,
+        attn_implementation=params.attn_implementation,
+        device=device,
+    )
+    rows = batch_size(step, prompts)
+    if params.batching == "continuous":
+        from cdpo.generate.continuous_backend import ContinuousBackend
+
+        return ContinuousBackend(model, rows=rows)
+    from cdpo.generate.transformers_backend import TransformersBackend
+
+    return TransformersBackend(model, pad_id=tokenizer.pad_token_id, batch_size=rows)
 
 
 def batch_size(step: "Step", prompts: int) -> int:
@@ -24,15 +44,17 @@ def batch_size(step: "Step", prompts: int) -> int:
     return step.device.fewer(min(step.device.micro_batch or BATCH, max(1, prompts)))
 
 
-def _transformers(step: "Step", params: "GenerationParams", tokenizer: Any, prompts: int) -> Backend:
-    from cdpo.generate.transformers_backend import TransformersBackend
-    from cdpo.models import load_policy, torch_device
+def _vllm(step: "Step", params: "GenerationParams", adapter: Path | None, device: Any) -> Backend:
+    from cdpo.generate.vllm_backend import VllmBackend
+    from cdpo.models import compute_dtype
 
-    model = load_policy(
+    return VllmBackend(
         step.input("model"),
-        step.input("model_adapter") if step.has("model_adapter") else None,
-        dtype=params.dtype,
-        attn_implementation=params.attn_implementation,
-        device=torch_device(step.device),
+        adapter,
+        dtype=compute_dtype(params.dtype, step.input("model"), device),
+        device=step.device.kind,
+        log=step.work / "vllm.log",
+        python=step.device.vllm.get("python"),
+        options=step.device.vllm.get("options"),
+        alive=step.alive,
     )
-    return TransformersBackend(model, pad_id=tokenizer.pad_token_id, batch_size=batch_size(step, prompts))

@@ -20,6 +20,7 @@ import openai
 from cdpo.errors import StepError
 from cdpo.generate.backend import Item, Sampled
 from cdpo.generate.endpoint import Endpoint, NoAnswer
+from cdpo.generate.vllm_backend import sampling_of
 
 if TYPE_CHECKING:
     from cdpo.config.params import SamplingParams
@@ -89,27 +90,24 @@ class OpenAIBackend:
             }
             return {"generation_config": json.dumps(settings), "seed": item.seed}
         chat = self._route == "chat"
-        limit = "max_completion_tokens" if chat and self._server == "openai" else "max_tokens"
+        if self._server == "vllm":
+            # The penalties are vLLM's defaults, written out because a model's generation_config.json would otherwise
+            # stand in for them.
+            return sampling_of(item, sampling, end_ids) | {
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+                "presence_penalty": 0.0,
+                "frequency_penalty": 0.0,
+                "logprobs": True if chat else 0,
+                "return_token_ids": True,
+            }
         options: dict[str, Any] = {
-            limit: sampling.max_new_tokens,
+            "max_completion_tokens" if chat else "max_tokens": sampling.max_new_tokens,
             "temperature": temperature if sampling.do_sample else 0.0,
             "top_p": sampling.top_p,
             "seed": item.seed,
             "logprobs": True if chat else 0,
         }
-        if self._server == "vllm":
-            # ignore_eos: the model's own list of end tokens is not asked, ours is. The rest is vLLM's default, written
-            # out because a model's generation_config.json would otherwise stand in for it.
-            return options | {
-                "stop_token_ids": list(end_ids),
-                "ignore_eos": True,
-                "top_k": sampling.top_k,
-                "min_p": 0.0,
-                "repetition_penalty": 1.0,
-                "presence_penalty": 0.0,
-                "frequency_penalty": 0.0,
-                "return_token_ids": True,
-            }
         own = {self._tokenizer.eos_token_id}
         stop = [self._tokenizer.decode([token]) for token in end_ids if token not in own]
         return options | ({"stop": stop} if stop else {})

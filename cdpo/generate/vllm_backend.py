@@ -87,7 +87,7 @@ class VllmBackend:
         left = set(asked)
         try:
             for at in asked:
-                process.send(at=at, prompt_ids=items[at].prompt_ids, sampling=_sampling(items[at], sampling, end_ids))
+                process.send(at=at, prompt_ids=items[at].prompt_ids, sampling=sampling_of(items[at], sampling, end_ids))
             process.send(run=True)
             while left:
                 said = process.receive(f"with {len(left)} of {len(asked)} responses to come")
@@ -134,7 +134,7 @@ class VllmBackend:
         return self._process
 
 
-def _sampling(item: Item, sampling: "SamplingParams", end_ids: Sequence[int]) -> dict[str, Any]:
+def sampling_of(item: Item, sampling: "SamplingParams", end_ids: Sequence[int]) -> dict[str, Any]:
     """vLLM's SamplingParams for one prompt. EOS ends a response only where it is among `end_ids`."""
     ends = {"max_tokens": sampling.max_new_tokens, "ignore_eos": True, "stop_token_ids": list(end_ids)}
     if not sampling.do_sample:

@@ -61,6 +61,7 @@ def train_preferences(step: Step, params: PreferenceParams) -> dict[str, Any]:
         loss_type=params.loss_types,
         generation_batch_size=step.device.fewer(GENERATION_BATCH),
         router_aux_loss_coef=0.0,
+        vllm_options=step.device.vllm.get("options"),
         **_own_fields(params),
     )
     trainer = make_trainer(

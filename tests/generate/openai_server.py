@@ -81,7 +81,7 @@ class OpenAIServer(ThreadingHTTPServer):
         ends = body.get("stop_token_ids") or settings.get("eos_token_id") or self._ends(body)
         with self.lock:
             ((_, made),) = generate(
-                self.model, [Item(prompt, body["seed"])], sampling, end_ids=ends, pad_id=0, batch_size=1
+                self.model, [Item(prompt, body.get("seed", 0))], sampling, end_ids=ends, pad_id=0, batch_size=1
             )
         content = made.token_ids[:-1] if made.finish_reason == "stop" else made.token_ids
         text = self.tokenizer.decode(content, skip_special_tokens=True)
