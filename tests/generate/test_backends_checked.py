@@ -79,7 +79,7 @@ def test_distribution_of_continuous_batching(ten_words):
     def several(folder: Path, _: Path | None) -> Backend:
         return ContinuousBackend(checks.load(folder), rows=250)
 
-    checks.check_distribution(several, ten_words, draws=1000, wrong=1.6)
+    checks.check_distribution(several, ten_words, draws=1000, wrong=2.0)
 
 
 def test_both_draw_the_same(folder, adapter):
