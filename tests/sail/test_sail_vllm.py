@@ -1,6 +1,11 @@
 """SAIL's sampling through vLLM: what it takes from the policy, and where it is refused."""
 
 import copy
+import json
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +19,9 @@ from cdpo.data.tiny import build_tiny
 from cdpo.errors import StepError
 from cdpo.models import load_policy
 from cdpo.sail.vllm_sampler import merged_weights, refuse_vllm
+from tests.conftest import ROOT
+
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 
 
 @pytest.fixture
@@ -57,3 +65,29 @@ def test_what_the_parameters_refuse():
         DPPParams.model_validate(given | {"backend": "vllm", "quantization": "nf4", "lora": True})
     with pytest.raises(ValueError, match="backend is 'transformers' or 'vllm'"):
         SAILConfig("out", backend="trl", bf16=False, use_cpu=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".venv-vllm" / "ready").exists(), reason="no .venv-vllm: `make vllm-env`")
+def test_vllm_follows_the_policy(tmp_path):
+    """In the environment that has vLLM; see vllm_checks.py."""
+    script = Path(__file__).with_name("vllm_checks.py")
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
+    done = subprocess.run(
+        [PYTHON, script, tmp_path, ROOT, sysconfig.get_paths()["purelib"]],
+        env={**os.environ, **settings, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    deaf, training = found.pop("deaf"), found.pop("training")
+    assert found.pop("apart") < 1e-5
+    equal = ("as loaded", "other weights", "back again", "an adapter", "the same seeds")
+    assert found == {**dict.fromkeys(equal, 20), "untouched": True, "names": True}
+    assert training["equal to the trained"] == 20
+    assert len(training["losses"]) == 3
+    # where the weights do not follow, nothing is sampled
+    assert "other weights than those that are trained" in deaf

@@ -23,6 +23,8 @@ from cdpo.models import load_policy
 from cdpo.sail.vllm_sampler import VLLMSampler, merged_weights
 
 CPU, END = torch.device("cpu"), 3
+#: no compiler, so that it starts sooner
+EAGER = {"enforce_eager": True}
 GREEDY = SamplingParams(do_sample=False, max_new_tokens=16)
 
 
@@ -78,6 +80,7 @@ def trained(folder: Path) -> dict:
         logging_steps=1,
         per_device_train_batch_size=4,
         backend="vllm",
+        vllm_options=EAGER,
         bf16=False,
         use_cpu=True,
         gradient_checkpointing=False,
@@ -105,7 +108,7 @@ def main(folder: Path) -> None:
     first = tiny(folder / "first", 0)
     packed = ops._supports_onednn
     ops._supports_onednn = False
-    sampler = VLLMSampler(str(folder / "first"), "float32")
+    sampler = VLLMSampler(str(folder / "first"), "float32", EAGER)
     found["as loaded"] = same(sampler, first)
     found["other weights"] = same(sampler, tiny(folder / "second", 1))
     found["back again"] = same(sampler, first)
@@ -122,7 +125,7 @@ def main(folder: Path) -> None:
     found["training"] = trained(folder)
     # packed weights, which do not follow: found out
     ops._supports_onednn = packed
-    deaf = VLLMSampler(str(folder / "first"), "float32")
+    deaf = VLLMSampler(str(folder / "first"), "float32", EAGER)
     try:
         found["deaf"] = same(deaf, tiny(folder / "fourth", 3))
     except StepError as error:
