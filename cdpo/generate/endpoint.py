@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import openai
 
@@ -58,10 +59,10 @@ class Endpoint:
         """
         self._where, self._alive = where, alive
         self._concurrency, self._retries = concurrency, retries
+        self._timeout = timeout
         # servers of one's own want no key, and the client will not go without one
-        self._client = openai.AsyncOpenAI(
-            api_key=api_key or "none", base_url="http://unknown", timeout=timeout, max_retries=0
-        )
+        self._api_key = api_key or "none"
+        self._clients: dict[str, openai.AsyncOpenAI] = {}
         self._address: Address | None = None
         #: no call is begun before this time (time.monotonic), because the server asked for it
         self._quiet_until = 0.0
@@ -69,7 +70,7 @@ class Endpoint:
 
     def close(self) -> None:
         try:
-            self._runner.run(self._client.close())
+            self._runner.run(self._hang_up())
         finally:
             self._runner.close()
 
@@ -124,7 +125,7 @@ class Endpoint:
         for attempt in range(self._retries + 1):
             address = await self._found()
             try:
-                return await call(self._client.with_options(base_url=address.url), address.model)
+                return await call(self._client(address.url), address.model)
             except openai.APIStatusError as error:
                 said = _said(error)
                 if error.status_code not in TRIED_AGAIN and error.status_code < 500:
@@ -143,6 +144,23 @@ class Endpoint:
                 usual = min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * jitter.uniform(0.75, 1.25)
                 await asyncio.sleep(usual if pause is None else pause)
         raise _GivenUp(f"{said}, after {self._retries + 1} attempts")
+
+    def _client(self, url: str) -> openai.AsyncOpenAI:
+        if url not in self._clients:
+            # a proxy of the network knows nothing of servers on this very machine
+            here = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+            self._clients[url] = openai.AsyncOpenAI(
+                api_key=self._api_key,
+                base_url=url,
+                timeout=self._timeout,
+                max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(trust_env=not here),
+            )
+        return self._clients[url]
+
+    async def _hang_up(self) -> None:
+        for client in self._clients.values():
+            await client.close()
 
     async def _found(self) -> Address:
         while (wait := self._quiet_until - time.monotonic()) > 0:

@@ -141,6 +141,13 @@ def test_an_item_has_its_own_temperature(model, tokenizer, asked, ends):
     assert [body["temperature"] for body in server.bodies] == [0.25, 0.5, 0.25, 0.5]
 
 
+def test_a_proxy_is_not_asked_for_a_server_on_this_machine(model, tokenizer, asked, ends, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with OpenAIServer(model, tokenizer) as server:
+        answers(backend(server, tokenizer, retries=0), asked[:2], GREEDY, ends)
+
+
 def test_what_is_done_is_not_asked(model, tokenizer, asked, ends):
     with OpenAIServer(model, tokenizer) as server:
         made = backend(server, tokenizer)
