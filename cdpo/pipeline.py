@@ -13,12 +13,15 @@ The planner knows no method by name. It walks a run's stages by `rank` and keeps
     labelled   a prepared dataset with more columns (EVALREWARD_BT)
     base       the model that the experiment names
     policy     the model as trained so far; `base` before any training
+    reference  log-probabilities of the data's responses under `policy` (REFERENCE)
     responses  what the policy answered (GEN)
     reward     a reward model: named by `reward:` in YAML, or the one trained last (RM)
+    chosen     rewards of the data's chosen responses (EVALREWARD_CHOSEN)
     scores     rewards of responses (EVALREWARD)
 
 `takes` maps the pipeline's roles to resources; the role of a model that may be an adapter has a second, optional role
-beside it, `<role>_adapter`. Files of `pipelines/` import torch inside `run` only: planning reads them all.
+beside it, `<role>_adapter`. What a step takes may be the same for many runs, and then a pipeline of its own makes it,
+which no user lists: it is `brought`. Files of `pipelines/` import torch inside `run` only: planning reads them all.
 """
 
 import functools
@@ -58,6 +61,9 @@ class Pipeline:
     #: True where it works row by row and devices.yaml may cut it into shards (see cdpo/plan/shards.py): its items go
     #: through a Journal, which joins them
     by_rows: bool = False
+    #: True where no user lists it: it is planned in front of each step that takes what it `gives`, from that step's own
+    #: parameters and inputs (cdpo/plan/brought.py), so that runs that agree in these share it
+    brought: bool = False
     #: what `cdpo results` shows: metric name -> column of `out/scores.parquet`, averaged over its rows
     metrics: Mapping[str, str] = field(default_factory=dict)
     #: the module that holds `run`

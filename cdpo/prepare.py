@@ -92,6 +92,8 @@ def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for step in plan.steps.values():
+        if pipelines()[step.pipeline].brought:  # what fits the step that takes it fits it
+            continue
         if not {"max_length", "max_new_tokens"} & step.params.keys() or "data" not in step.inputs or step.unavailable:
             continue
         identity = lengths_name(plan, step)

@@ -1,4 +1,4 @@
-"""EVALREWARD: score responses, and the dataset's chosen ones beside them; a reward reads prompt and response.
+"""EVALREWARD: score responses, beside the dataset's chosen ones; a reward reads prompt and response.
 
 out/scores.parquet: `split, prompt_id, reward_generated, reward_chosen, win_chosen`, and `gold_generated, gold_chosen,
 gold_win_chosen` where the dataset has a gold reward; one row per prompt in the order of GEN's. A win is 1, a tie 0.5.
@@ -6,7 +6,9 @@ Where prompts were answered several times these are means over a prompt's respon
 response: the same columns, and `sample`.
 
 The reward is a sequence-classification model with one output (`reward`, `reward_adapter`), or a user's function
-(`reward_plugin`). Scores are appended to ckpt/scores.jsonl, and a step that was killed goes on after the last of them.
+(`reward_plugin`). The chosen responses' scores are EVALREWARD_CHOSEN's (`chosen`); a response that is one of them word
+for word has its score, and ties with it. Scores are appended to ckpt/scores.jsonl, and a step that was killed goes on
+after the last of them.
 """
 
 from typing import Any, Literal
@@ -29,9 +31,9 @@ class EVALREWARDParams(ModelLoading):
 
 PIPELINE = Pipeline(
     name="EVALREWARD",
-    version=2,
+    version=3,
     params=EVALREWARDParams,
-    takes={"responses": "responses", "reward": "reward"},
+    takes={"responses": "responses", "reward": "reward", "chosen": "chosen"},
     gives="scores",
     rank=60,
     seeded=False,
@@ -59,9 +61,9 @@ def run(step: Step) -> dict[str, Any]:
         raise StepError("nothing to score with: name a reward model, or `gold: playground`")
 
     rows = [{name: each[name] for name in ("split", "prompt_id", "sample")} for each in responses]
-    dropped = 0
+    dropped = scored = 0
     if learned:
-        rewards = _rewards(step, params, responses)
+        rewards, scored = _rewards(step, params, responses)
         add_scores(rows, "reward", "win_chosen", rewards)
         dropped = len(rows) - len(rewards)
     if params.gold is not None:
@@ -79,14 +81,27 @@ def run(step: Step) -> dict[str, Any]:
         for name, column in PIPELINE.metrics.items()
         if (values := [row[column] for row in rows if row.get(column) is not None])
     }
-    return {"rows": len(rows), "responses": responses_scored, "dropped": dropped, **means}
+    return {"rows": len(rows), "responses": responses_scored, "scored": scored, "dropped": dropped, **means}
 
 
-def _rewards(step: Step, params: EVALREWARDParams, responses: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
-    """(reward of the generated response, reward of the chosen one) by row, for the rows that fit the reward model."""
-    from cdpo.score.paired import Compared, score_both
+def _rewards(
+    step: Step, params: EVALREWARDParams, responses: list[dict[str, Any]]
+) -> tuple[dict[int, tuple[float, ...]], int]:
+    """(reward of the generated response, reward of the chosen one) by row, for the rows that fit the reward model; and
+    how many texts were scored for that."""
+    from cdpo.errors import StepError
+    from cdpo.score.chosen import read_chosen
+    from cdpo.score.paired import Answered, content, score_responses
     from cdpo.score.scorer import RewardScorer
 
+    if not step.has("chosen"):
+        raise StepError("there are no scores of the chosen responses: give what EVALREWARD_CHOSEN leaves as `chosen`")
+    chosen = [each["chosen"][0]["content"] for each in responses]
+    wanted = {
+        (each["split"], each["prompt_id"]): content((each["prompt"], text))
+        for each, text in zip(responses, chosen, strict=True)
+    }
+    known = read_chosen(step.input("chosen"), wanted)
     scorer = RewardScorer.load(
         step,
         dtype=params.dtype,
@@ -95,9 +110,13 @@ def _rewards(step: Step, params: EVALREWARDParams, responses: list[dict[str, Any
         reverse=params.reverse,
     )
     rows = [
-        Compared(each["split"], each["prompt"], each["response"], each["chosen"][0]["content"]) for each in responses
+        Answered(each["split"], each["prompt"], (each["response"], text))
+        for each, text in zip(responses, chosen, strict=True)
     ]
-    return score_both(step, scorer, rows, max_dropped=params.max_dropped, what="responses (or their chosen ones)")
+    what = "responses (or their chosen ones)"
+    found = score_responses(step, scorer, rows, max_dropped=params.max_dropped, what=what, known=known)
+    said = {content((rows[at].prompt, rows[at].responses[0])) for at in found}
+    return found, len(said - known.keys())
 
 
 if __name__ == "__main__":

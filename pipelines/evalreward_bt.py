@@ -67,7 +67,7 @@ def run(step: Step) -> dict[str, Any]:
     from cdpo.files import write_json
     from cdpo.generate.responses import choose
     from cdpo.score.bradley_terry import fit_temperature, probabilities
-    from cdpo.score.paired import Compared, score_both
+    from cdpo.score.paired import Answered, score_responses
     from cdpo.score.scorer import RewardScorer
 
     params = EVALREWARDBTParams(**step.params)
@@ -85,11 +85,11 @@ def run(step: Step) -> dict[str, Any]:
         reverse=params.reverse,
     )
     compared = [
-        Compared(split, row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"])
+        Answered(split, row["prompt"], (row["chosen"][0]["content"], row["rejected"][0]["content"]))
         for split, row in rows
     ]
     what = "rows: their chosen or rejected responses"
-    scores = score_both(step, scorer, compared, max_dropped=params.max_dropped, what=what)
+    scores = score_responses(step, scorer, compared, max_dropped=params.max_dropped, what=what)
 
     differences = {at: chosen - rejected for at, (chosen, rejected) in scores.items()}
     temperature = params.bt_temperature

@@ -181,7 +181,7 @@ def _method(name: str, params: type[PreferenceParams]) -> Pipeline:
         name=name,
         version=1,
         params=params,
-        takes={"data": "data", "model": "policy"} | ({"reward": "reward"} if rewarded else {}),
+        takes=dict(DPO.takes) | ({"reward": "reward"} if rewarded else {}),
         gives="policy",
         rank=40,
         method=True,

@@ -34,7 +34,7 @@ def print_schema(devices: bool) -> None:
 def tasks_schema() -> dict[str, Any]:
     """All three forms of a tasks file. Every parameter may be one value or a list of them (an axis)."""
     definitions: dict[str, Any] = {}
-    settings = {name: _settings(pipeline, definitions) for name, pipeline in pipelines().items()}
+    settings = {name: _settings(each, definitions) for name, each in pipelines().items() if not each.brought}
     tasks = [_task(pipeline, settings[name]) for name, pipeline in pipelines().items() if pipeline.method]
     tasks.append({"type": "object", "properties": {"pipeline": {"const": BASE}}, "additionalProperties": False})
     seeds = _axis({"type": "integer", "minimum": 0})

@@ -93,14 +93,14 @@ def experiments_of(document: Document, tables: Tables) -> list[Experiment]:
 class _ExperimentReader:
     def __init__(self, document: Document, path: YamlPath, problems: list[Problem]) -> None:
         self.document, self.path, self.problems = document, path, problems
-        self.pipelines = pipelines()
+        self.pipelines = {name: each for name, each in pipelines().items() if not each.brought}
 
     def read(self, value: dict[str, Any]) -> Experiment | None:
         before = len(self.problems)
         for key in value:
             if key not in KEYS and key not in self.pipelines:
                 known = [*KEYS, *self.pipelines]
-                self._problem((key,), f"unknown key{suggest(key, known)}", at_key=True)
+                self._problem((key,), _comes_by_itself(key) or f"unknown key{suggest(key, known)}", at_key=True)
         for key in ("tag", "pipelines", "model", "dataset", "tasks"):
             if key not in value:
                 self._problem((key,), "is required and missing", at_key=True)
@@ -144,7 +144,8 @@ class _ExperimentReader:
         for index, name in enumerate(listed):
             place: YamlPath = ("pipelines", index) if isinstance(value, list) else ("pipelines",)
             if name not in known:
-                self._problem(place, f"no pipeline is called {name!r}{suggest(name, known)}")
+                message = _comes_by_itself(name) or f"no pipeline is called {name!r}{suggest(name, known)}"
+                self._problem(place, message)
             elif name in listed[:index]:
                 self._problem(place, f"{name} is listed twice")
         if not listed and "pipelines" in self._here():
@@ -299,6 +300,13 @@ def _stage_word(method: str) -> str:
     known = pipelines()
     same = [each.name for each in known.values() if each.method and each.stage and each.rank == known[method].rank]
     return same[0] if same else method
+
+
+def _comes_by_itself(name: str) -> str | None:
+    """What is said to who writes the name of a pipeline that no user lists."""
+    if name not in pipelines() or not pipelines()[name].brought:
+        return None
+    return f"{name} comes with the steps that need it, and has its parameters from them: leave this out"
 
 
 def _comparable(value: Any) -> str:

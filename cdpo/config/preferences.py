@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from cdpo.config.params import Fraction, LabelNoiseParams, NonNegative, Positive, TrainingParams
+from cdpo.config.params import Count, Fraction, LabelNoiseParams, NonNegative, Params, Positive, TrainingParams
 from cdpo.train.loss_types import BELOW_HALF, OWN_LOSSES, PROBABILITY, SMOOTHED, TRL_LOSSES, WITH_MARGIN, LossType
 
 #: `loss_type` of a step whose loss is a user's own function, which is its input `loss_plugin`
@@ -15,6 +15,14 @@ Losses = Annotated[
     Annotated[Literal[LossType, "plugin"], Tag("one")] | Annotated[list[LossType], Field(min_length=1), Tag("several")],
     Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
 ]
+
+
+class FirstRows(Params):
+    """The rows of the training split that `max_steps` optimiser steps see, where that is within the first epoch."""
+
+    rows: Count
+    room: Annotated[int, Field(ge=0)] = 0
+    """Tokens that must be free behind a prompt: rows without them are not counted."""
 
 
 class PreferenceParams(LabelNoiseParams, TrainingParams):
@@ -44,6 +52,18 @@ class PreferenceParams(LabelNoiseParams, TrainingParams):
     @property
     def loss_types(self) -> list[str]:
         return [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether the weights of the policy stay as they are, beneath an adapter."""
+        return self.lora is not None
+
+    @property
+    def first_rows(self) -> dict[str, int] | None:
+        """What `max_steps` makes of the rows, as FirstRows; None where epochs are counted."""
+        if self.max_steps is None:
+            return None
+        return {"rows": self.max_steps * self.batch_size, "room": getattr(self, "room", 0)}
 
     @property
     def per_row(self) -> bool:

@@ -138,7 +138,12 @@ def _place(method: str, name: str) -> tuple[str, str] | None:
     """
     owner, dot, inner = name.rpartition(".")
     pipeline = pipelines().get(owner if dot else method)
-    if pipeline is None or inner not in parameter_names(pipeline) or not concerns(pipeline.name, method):
+    if (
+        pipeline is None
+        or pipeline.brought
+        or inner not in parameter_names(pipeline)
+        or not concerns(pipeline.name, method)
+    ):
         return None
     return pipeline.name, inner
 

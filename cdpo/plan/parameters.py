@@ -28,6 +28,8 @@ class Resolved:
     hashed: dict[str, Any]
     #: the columns that the step reads of its data, beside those that all data has -> the parameter that asks for each
     columns: dict[str, str]
+    #: all of them, as the pipeline reads them
+    params: Params
 
 
 class ParameterResolver:
@@ -90,7 +92,7 @@ class ParameterResolver:
         if self.smoke and pipeline.gives != "data":
             values.update({name: most for name, most in SMOKE.items() if name in fields})
         params = pipeline.params.model_validate(values)
-        return Resolved(params.model_dump(), params.model_dump(exclude_defaults=True), _columns(params))
+        return Resolved(params.model_dump(), params.model_dump(exclude_defaults=True), _columns(params), params)
 
 
 def _columns(params: Params) -> dict[str, str]:

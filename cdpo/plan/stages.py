@@ -2,7 +2,8 @@
 leaves its own. Nothing here knows a method by name; `cdpo/pipeline.py` lists the resources.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,11 @@ from cdpo.config.tables import TABLED, ModelEntry, RewardEntry
 from cdpo.config.validation import PLUGGED, PLUGIN, pydantic_problems
 from cdpo.config.values import REWARD, SEED
 from cdpo.pipeline import Pipeline, pipelines
+from cdpo.plan import brought
 from cdpo.plan.graph import Input, PlannedStep, Wanted
 from cdpo.plan.identity import input_identity, step_key
 from cdpo.plan.names import join_name, parameter_parts, safe
-from cdpo.plan.parameters import ParameterResolver
+from cdpo.plan.parameters import ParameterResolver, Resolved
 from cdpo.plan.points import Point
 from cdpo.plan.references import References, UnknownReference
 
@@ -220,7 +222,7 @@ class RunPlanner:
                 source = self.models[resource].entry
             elif resource in self.products:
                 inputs[role] = self.products[resource]
-            else:
+            elif resource not in brought.makers():
                 makers = [each.name for each in self.pipelines.values() if each.gives == resource]
                 at = (*self.point.experiment.path, "pipelines")
                 self._fail(at, f"{pipeline.name} needs {resource}: list {' or '.join(makers)} too")
@@ -278,13 +280,48 @@ class RunPlanner:
             raise StageError(self._parameter_problems(error, pipeline, written)) from None
         if resolved.columns:
             self._find_columns(pipeline, inputs, dict(resolved.columns))
+        for role, resource in pipeline.takes.items():
+            if resource in brought.makers():
+                made = self._bring(brought.makers()[resource], pipeline, resolved, inputs, seed)
+                inputs |= {role: {"step": made.key}} if made else {}
+        return self._keyed(pipeline, resolved, inputs, seed, functools.partial(self._step_name, pipeline, seed))
+
+    def _bring(
+        self, maker: Pipeline, taker: Pipeline, resolved: Resolved, taken: dict[str, Input], seed: int | None
+    ) -> PlannedStep | None:
+        """The step in front of one of `taker` that makes what it takes; None where there is nothing to be made.
+
+        It reads the data as prepared, whose rows those of labelled data are among, unless it is told of a part of its
+        rows: which those are is decided by the seed and by the rows that are there.
+        """
+        parents = [step for given in taken.values() if "step" in given and (step := self._known(given["step"]))]
+        values = brought.values_for(maker, resolved.params, parents)
+        found = self.resolver.resolve(maker, values, "", "", None, {})
+        drawn = maker.seeded and getattr(found.params, "drawn", False)
+        cut = any(each.params.get("limit") for each in parents if self.pipelines[each.pipeline].adds)
+        data = taken["data"] if "data" in taken and (drawn or cut) else self.products["data"]
+        inputs = brought.inputs_for(maker, taken, data)
+        if inputs is None:
+            return None
+        owners = {taker.name, *(each.pipeline for each in parents)}
+        name = functools.partial(self._brought_name, maker, owners, inputs)
+        return self._keyed(maker, found, inputs, seed if drawn else None, name)
+
+    def _keyed(
+        self,
+        pipeline: Pipeline,
+        resolved: Resolved,
+        inputs: dict[str, Input],
+        seed: int | None,
+        name: Callable[[str], str],
+    ) -> PlannedStep:
+        """The step of these values and inputs, one for all runs; `name` gives its name by its key."""
         key = step_key(pipeline.name, pipeline.version, resolved.hashed, inputs, seed)
         step = self._known(key)
         if step is None:
-            name = self._step_name(pipeline, seed, key)
             unavailable, unresolved = self._obstacles(pipeline, inputs)
             step = PlannedStep(
-                key, pipeline.name, name, pipeline.version, resolved.values, inputs, seed, unavailable, unresolved
+                key, pipeline.name, name(key), pipeline.version, resolved.values, inputs, seed, unavailable, unresolved
             )
             step.recipe = self._recipe(pipeline, resolved.hashed, inputs)
         if all(each.key != step.key for each in self.made):
@@ -334,6 +371,18 @@ class RunPlanner:
         if not pipeline.method:
             parts = [safe(point.method), *parts]
         return join_name([*parts, f"s{point.seed if seed is None else seed}"], key)
+
+    def _brought_name(self, pipeline: Pipeline, owners: set[str], inputs: dict[str, Input], key: str) -> str:
+        """After the policy that it reads, or the data where it reads none; and what was chosen for it."""
+        policy = inputs.get("model_adapter") or inputs.get("model")
+        made = self._known(policy["step"]) if policy and "step" in policy else None
+        of = [safe(self.point.model), safe(self.point.dataset)] if policy else [safe(self.point.dataset)]
+        own = {}
+        for name, value in self.shown.items():
+            owner, dot, inner = name.rpartition(".")
+            if (owner if dot else self.point.method) in owners and inner in {*pipeline.params.model_fields, REWARD}:
+                own[inner] = value
+        return join_name([*([made.name] if made else of), *parameter_parts(own)], key)
 
     @property
     def shown(self) -> dict[str, Any]:

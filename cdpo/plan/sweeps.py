@@ -29,6 +29,8 @@ def sweep(point: Point, steps: list[PlannedStep]) -> dict[str, Any] | None:
     roots: list[str] = []
     split = None
     for step in steps:
+        if known[step.pipeline].brought:  # whatever it has, the step that takes it has too
+            continue
         left_out = {name.rpartition(".")[2] for name in swept if name.rpartition(".")[0] == step.pipeline}
         if known[step.pipeline].gives == "responses":
             split = step.params.get("split")

@@ -1,11 +1,12 @@
-"""Two responses to a prompt, scored beside each other, by a step that goes on after it was killed."""
+"""The responses to a prompt, scored beside each other, by a step that goes on after it was killed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from cdpo.config.canonical import canonical_json
+from cdpo.config.canonical import digest
 from cdpo.journal import Journal, item_key
 from cdpo.score.fit import report_dropped
+from cdpo.score.reward import Pair
 from cdpo.score.scorer import MISFIT_ADVICE, RewardScorer
 
 if TYPE_CHECKING:
@@ -13,33 +14,49 @@ if TYPE_CHECKING:
     from cdpo.step import Step
 
 
-class Compared(NamedTuple):
-    """A prompt of a split and the two responses to it."""
+class Answered(NamedTuple):
+    """A prompt of a split and the responses to it, as many in each row."""
 
     split: str
     prompt: "Messages"
-    first: str
-    second: str
+    responses: tuple[str, ...]
 
 
-def score_both(
-    step: "Step", scorer: RewardScorer, rows: Sequence[Compared], *, max_dropped: float, what: str
-) -> dict[int, tuple[float, float]]:
-    """(reward of the first response, of the second) by row, for the rows whose responses both fit the reward model.
+def content(pair: Pair) -> str:
+    """What a text is known by: a hash of the prompt's messages and the response, 64 hex digits."""
+    return digest(pair)
 
-    A text that stands in several rows with the same prompt is scored once, so that it ties with itself. Rewards are
-    appended to ckpt/scores.jsonl as they come. The other rows, counted as `what`, are refused where they are more than
-    the share `max_dropped`.
+
+def score_responses(
+    step: "Step",
+    scorer: RewardScorer,
+    rows: Sequence[Answered],
+    *,
+    max_dropped: float,
+    what: str,
+    known: Mapping[str, float | None] | None = None,
+) -> dict[int, tuple[float, ...]]:
+    """The rewards of a row's responses by row, for the rows whose responses all fit the reward model.
+
+    A text that stands in several rows with the same prompt is scored once, so that it ties with itself; one in `known`,
+    by its `content`, has the reward that stands there (None: it does not fit) and is not scored. Rewards are appended
+    to ckpt/scores.jsonl as they come. The other rows, counted as `what`, are refused where they are more than the share
+    `max_dropped`.
     """
-    # Both texts of row r stand beside each other, at 2r and 2r + 1, and are scored alike.
-    pairs = [(row.prompt, text) for row in rows for text in (row.first, row.second)]
-    encoded = scorer.encode(pairs)
+    # The texts of row r stand beside each other, at width * r and behind it, and are scored alike.
+    width = len(rows[0].responses) if rows else 0
+    pairs = [(row.prompt, text) for row in rows for text in row.responses]
+    contents = [content(pair) for pair in pairs]
     first: dict[str, int] = {}
-    #: where each text is scored
-    at_first = [first.setdefault(canonical_json(pair), at) for at, pair in enumerate(pairs)]
+    for at, name in enumerate(contents):
+        first.setdefault(name, at)
+    found: dict[str, float | None] = {name: known[name] for name in first if known is not None and name in known}
+    new = [name for name in first if name not in found]
+    encoded = dict(zip(new, scorer.encode([pairs[first[name]] for name in new]), strict=True))
+    misfits = {name for name in first if (found[name] if name in found else encoded[name]) is None}
+    texts = [contents[width * row : width * (row + 1)] for row in range(len(rows))]
     # A row is compared within itself, so it stays or goes as a whole.
-    whole = [row for row in range(len(rows)) if encoded[2 * row] is not None and encoded[2 * row + 1] is not None]
-    places = sorted({at_first[at] for row in whole for at in (2 * row, 2 * row + 1)})
+    whole = [row for row, names in enumerate(texts) if misfits.isdisjoint(names)]
     report_dropped(
         step,
         dropped=len(rows) - len(whole),
@@ -48,16 +65,18 @@ def score_both(
         what=f"{what} {scorer.misfit}",
         advice=MISFIT_ADVICE,
     )
-    keys = {at: item_key(rows[at // 2].split, at, *pairs[at]) for at in places}
+    needed = {name for row in whole for name in texts[row]}
+    places = [first[name] for name in new if name in needed]
+    keys = [item_key(rows[at // width].split, at, *pairs[at]) for at in places]
     with Journal.of(step, "scores.jsonl") as journal:
-        done = {place for place, at in enumerate(places) if keys[at] in journal}
+        done = {place for place, key in enumerate(keys) if key in journal}
         if done:
             step.note(f"going on after {len(done)} of {len(places)} scores")
         step.progress(len(done), len(places), unit="scores")
-        for place, reward in scorer.rewards([encoded[at] for at in places], done):
+        for place, reward in scorer.rewards([encoded[contents[at]] for at in places], done):
             if place not in done:
-                journal.append(keys[places[place]], reward)
+                journal.append(keys[place], reward)
                 done.add(place)
                 step.progress(len(done), len(places), unit="scores")
-        found = {at: journal.items[keys[at]] for at in places}
-    return {row: (found[at_first[2 * row]], found[at_first[2 * row + 1]]) for row in whole}
+        found |= {contents[at]: journal.items[key] for at, key in zip(places, keys, strict=True)}
+    return {row: tuple(found[name] for name in texts[row]) for row in whole}  # type: ignore[misc]

@@ -15,7 +15,7 @@ def win(generated: float, chosen: float) -> float:
     return 0.5 if generated == chosen else float(generated > chosen)
 
 
-def add_scores(rows: Sequence[dict[str, Any]], name: str, wins: str, scores: Mapping[int, tuple[float, float]]) -> None:
+def add_scores(rows: Sequence[dict[str, Any]], name: str, wins: str, scores: Mapping[int, tuple[float, ...]]) -> None:
     """Add `<name>_generated`, `<name>_chosen` and `wins` to `rows`; None in a row that has no score.
 
     `scores` holds (of the generated response, of the chosen one) by position.

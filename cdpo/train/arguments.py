@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cdpo.config.params import TrainingParams
+from cdpo.config.params import ModelLoading, TrainingParams
 from cdpo.errors import StepError
 from cdpo.measured import micro_batch
 from cdpo.models import compute_dtype, torch_device
@@ -26,7 +26,7 @@ class Precision:
     device: torch.device
 
     @classmethod
-    def of(cls, step: Step, params: TrainingParams) -> "Precision":
+    def of(cls, step: Step, params: ModelLoading) -> "Precision":
         device = torch_device(step.device)
         return cls(compute_dtype(params.dtype, step.input("model"), device), device)
 

@@ -19,6 +19,7 @@ from cdpo.train.fit import fit, make_trainer
 from cdpo.train.loss_types import COUPLED
 from cdpo.train.losses import own_loss
 from cdpo.train.micro_batch import settle_micro_batch
+from cdpo.train.reference import Held
 from cdpo.train.reporting import Samples
 from cdpo.train.rows import read_splits
 from cdpo.train.sharded import cuts_weights
@@ -80,11 +81,15 @@ def train_preferences(step: Step, params: PreferenceParams) -> dict[str, Any]:
     )
     if trainer.bias_of_t1.startswith("biased"):
         step.note(f"T1 is {trainer.bias_of_t1}")
+    held = Held.of(step, params, precision)
     with at_once(None if COUPLED & set(params.loss_types) else arguments.per_device_train_batch_size):
         for name, rows in (("train", trainer.rows_seen()), ("tune", splits.tune), ("eval", splits.eval)):
-            trainer.add_reference(rows, step.checkpoints / f"reference-{name}")
+            if held is not None:
+                held.put(name, rows)
+            else:
+                trainer.add_reference(rows, step.checkpoints / f"reference-{name}")
         summary = fit(trainer, step, tokenizer, precision, splits, splits.tune, splits.eval, names={})
-    return summary | _realised(trainer)
+    return summary | {"reference_rows": trainer.reference_rows} | _realised(trainer)
 
 
 def _mixture(params: PreferenceParams) -> Mixture:

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from transformers import AutoConfig
 
-from cdpo.config.params import LabelNoiseParams, TrainingParams
+from cdpo.config.params import LabelNoiseParams
 from cdpo.config.preferences import PreferenceParams
 from cdpo.data.columns import RANGES, has_column, numbers
 from cdpo.data.noise import noisy
@@ -17,6 +17,17 @@ from cdpo.errors import StepError
 from cdpo.step import Step
 from cdpo.train.batches import Row
 from cdpo.train.loss_types import PROBABILITY
+
+
+class Wanted(Protocol):
+    """What of a step's parameters decides which rows it takes."""
+
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def max_dropped(self) -> float: ...
 
 
 @dataclass
@@ -34,7 +45,7 @@ class Splits:
     report: dict[str, Any]
 
 
-def read_splits(step: Step, params: TrainingParams, tokenizer: Any, *, room: int | None = None) -> Splits:
+def read_splits(step: Step, params: Wanted, tokenizer: Any, *, room: int | None = None) -> Splits:
     """All splits of the input `data`, tokenised; of `train` only `limit` rows, drawn with the step's seed.
 
     Label noise comes over `train` alone, and before rows are tokenised, so that texts and numbers agree. Rows longer
@@ -67,7 +78,7 @@ def read_splits(step: Step, params: TrainingParams, tokenizer: Any, *, room: int
     return Splits(**kept, report=report)
 
 
-def _with_numbers(rows: list[dict[str, Any]], params: TrainingParams, split: str) -> list[dict[str, Any]]:
+def _with_numbers(rows: list[dict[str, Any]], params: Wanted, split: str) -> list[dict[str, Any]]:
     """The rows' own columns, and of the numbers that a loss may read those that are there or asked for, checked."""
     asked = {name: getattr(params, f"{name}_column", None) for name in ("margin", "weight")}
     columns = {name: column for name, column in asked.items() if column is not None}
@@ -80,27 +91,25 @@ def _with_numbers(rows: list[dict[str, Any]], params: TrainingParams, split: str
     ]
 
 
-def _reads_bt_prob(params: TrainingParams, split: str) -> bool:
+def _reads_bt_prob(params: Wanted, split: str) -> bool:
     return isinstance(params, PreferenceParams) or _must_have_bt_prob(params, split)
 
 
-def _must_have_bt_prob(params: TrainingParams, split: str) -> bool:
+def _must_have_bt_prob(params: Wanted, split: str) -> bool:
     """The loss needs it in every split, label noise in `train` alone."""
     if isinstance(params, PreferenceParams) and PROBABILITY & set(params.loss_types):
         return True
     return split == "train" and isinstance(params, LabelNoiseParams) and params.needs_bt_prob
 
 
-def _limited(rows: list[dict[str, Any]], step: Step, params: TrainingParams) -> list[dict[str, Any]]:
+def _limited(rows: list[dict[str, Any]], step: Step, params: Wanted) -> list[dict[str, Any]]:
     if params.limit is None or params.limit >= len(rows):
         return rows
     drawn = np.random.default_rng(step.seed_for("limit")).permutation(len(rows))[: params.limit]
     return [rows[at] for at in sorted(drawn)]
 
 
-def _with_noise(
-    rows: list[dict[str, Any]], step: Step, params: TrainingParams
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _with_noise(rows: list[dict[str, Any]], step: Step, params: Wanted) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if not isinstance(params, LabelNoiseParams) or not (params.noise_type or params.redraw_labels):
         return rows, {}
     rows, done = noisy(rows, params, step.seed or 0)

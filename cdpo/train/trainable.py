@@ -7,7 +7,7 @@ lora, an adapter given         that adapter, trained on (its reference: a frozen
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
@@ -16,9 +16,12 @@ from cdpo.config.params import LoraParams, TrainingParams
 from cdpo.data.tokens import end_token_id
 from cdpo.errors import StepError
 from cdpo.models import DTYPES, read_weights
-from cdpo.step import Step
+from cdpo.step import Device, Step
 from cdpo.train.arguments import Precision
 from cdpo.train.sharded import cuts_weights, is_sharded, whole_again
+
+if TYPE_CHECKING:
+    from cdpo.pipelines.reference import REFERENCEParams
 
 
 def trainable_policy(step: Step, params: TrainingParams, precision: Precision) -> Any:
@@ -33,47 +36,74 @@ def trainable_reward(step: Step, params: TrainingParams, precision: Precision, p
     return model
 
 
+def reference_policy(step: Step, params: "REFERENCEParams", precision: Precision) -> Any:
+    """The policy as a step has it before it trains, for which it is the reference. An adapter of its own is any new
+    one, which adds nothing yet: transformers wants one over weights in 4 bits."""
+    lora = LoraParams(r=1) if params.trains_adapter else None
+    model = _read(
+        step, params.attn_implementation, params.quantization, lora, precision, AutoModelForCausalLM, num_labels=None
+    )
+    return model if lora is None or step.has("model_adapter") else _new_adapter(model, lora, "CAUSAL_LM")
+
+
+def kept_in(device: Device, trains_adapter: bool, precision: Precision) -> str:
+    """The type that a policy's weights are kept in: those that are trained in fp32, those beneath an adapter in what
+    they compute in. Parts are cut of weights of one type, that of the adapter."""
+    return precision.compute if trains_adapter and not is_sharded(device) else "fp32"
+
+
 def _trainable(
     step: Step, params: TrainingParams, precision: Precision, kind: Any, task: str, num_labels: int | None
 ) -> Any:
     set_seed(step.seed32_for("new weights"))
-    # parts are cut of weights of one type, that of the adapter
-    frozen = torch.float32 if is_sharded(step.device) else DTYPES[precision.compute]
-    model = read_weights(
-        kind,
-        step.input("model"),
-        torch.float32 if params.lora is None else frozen,
-        params.attn_implementation,
-        device=precision.device,
-        quantization=params.quantization,
-        num_labels=num_labels,
-    )
-    if params.quantization is not None:
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    adapter = step.input("model_adapter") if step.has("model_adapter") else None
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=params.lora is not None)
-        if params.lora is None:
-            # peft freezes what lies under an adapter
-            return model.merge_and_unload().requires_grad_(True)
-        _same_adapter(model.peft_config["default"], params.lora, adapter)
-    elif params.lora is not None:
-        model = _new_adapter(model, params, task)
+    model = _read(step, params.attn_implementation, params.quantization, params.lora, precision, kind, num_labels)
+    if params.lora is None:
+        return model
+    if not step.has("model_adapter"):
+        return _new_adapter(model, params.lora, task)
+    _same_adapter(model.peft_config["default"], params.lora, step.input("model_adapter"))
     return model
 
 
-def _new_adapter(model: Any, params: TrainingParams, task: str) -> Any:
+def _read(
+    step: Step,
+    attn_implementation: str,
+    quantization: str | None,
+    lora: LoraParams | None,
+    precision: Precision,
+    kind: Any,
+    num_labels: int | None,
+) -> Any:
+    """The step's model with the adapter that it was given, which is merged into it where no adapter is trained."""
+    model = read_weights(
+        kind,
+        step.input("model"),
+        DTYPES[kept_in(step.device, lora is not None, precision)],
+        attn_implementation,
+        device=precision.device,
+        quantization=quantization,
+        num_labels=num_labels,
+    )
+    if quantization is not None:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if not step.has("model_adapter"):
+        return model
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(model, step.input("model_adapter"), is_trainable=lora is not None)
+    # peft freezes what lies under an adapter
+    return model if lora is not None else model.merge_and_unload().requires_grad_(True)
+
+
+def _new_adapter(model: Any, lora: LoraParams, task: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    assert params.lora is not None
     try:
-        return get_peft_model(model, LoraConfig(task_type=task, **params.lora.model_dump()))
+        return get_peft_model(model, LoraConfig(task_type=task, **lora.model_dump()))
     except ValueError as error:
-        raise StepError(f"lora: {error} (target_modules: {params.lora.target_modules})") from error
+        raise StepError(f"lora: {error} (target_modules: {lora.target_modules})") from error
 
 
 def _same_adapter(given: Any, asked: LoraParams, folder: Path) -> None:

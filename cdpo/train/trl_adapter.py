@@ -106,6 +106,8 @@ class DPOTrainer(Exact, TRLDPOTrainer):  # type: ignore[misc]
     loss_types: list[str]
     loss_weights: list[float]
     ref_model: Any
+    #: rows whose reference was computed here
+    reference_rows = 0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -184,6 +186,7 @@ class DPOTrainer(Exact, TRLDPOTrainer):  # type: ignore[misc]
             return _rows_of({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
 
         table = self._over_rows(rows, reference, journal)
+        self.reference_rows += len(rows)
         for name, values in table.items():
             for row, value in zip(rows, values, strict=True):
                 row[name] = value

@@ -1,0 +1,51 @@
+"""Steps that no user lists: each is planned in front of a step that takes what it gives, from that step's own values.
+
+So whatever runs agree in these shares it. What such a pipeline can be told and is not told by the step that takes it,
+it is told by the steps that made that step's other inputs: which prompts are scored, by the one that answered them.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cdpo.config.params import Params
+from cdpo.pipeline import Pipeline, pipelines
+from cdpo.plan.graph import Input, PlannedStep
+
+#: what may stand in the place of a role, or beside it
+BESIDE = ("", "_adapter", "_plugin")
+
+
+@functools.cache
+def makers() -> dict[str, Pipeline]:
+    """The pipelines that no user lists, by the resource that they give."""
+    return {each.gives: each for each in pipelines().values() if each.brought}
+
+
+def values_for(brought: Pipeline, taker: Params, before: Sequence[PlannedStep]) -> dict[str, Any]:
+    """The parameters of `brought`: what `taker` has under that name, as a parameter or a property, else the first of
+    the steps `before` it that has one; its own default where none has."""
+    found = {}
+    for name in brought.params.model_fields:
+        if hasattr(taker, name):
+            found[name] = getattr(taker, name)
+        elif (step := next((each for each in before if name in each.params), None)) is not None:
+            found[name] = step.params[name]
+    return found
+
+
+def inputs_for(brought: Pipeline, taken: Mapping[str, Input], data: Input) -> dict[str, Input] | None:
+    """The inputs of `brought`: `data`, and of the models those that the step which takes it has in the same roles.
+
+    None where that step has none in one of them (a reward known in closed form): then there is nothing to be made.
+    """
+    found: dict[str, Input] = {}
+    for role, resource in brought.takes.items():
+        if resource == "data":
+            found[role] = data
+            continue
+        roles = [f"{role}{end}" for end in BESIDE if f"{role}{end}" in taken]
+        if not roles:
+            return None
+        found |= {each: taken[each] for each in roles}
+    return found
