@@ -126,7 +126,7 @@ def test_evicted_weights_are_remade_only_where_they_are_needed(copied: Path) -> 
 def test_init_in_an_empty_folder_plans(tmp_path: Path) -> None:
     run_cdpo("init", cwd=tmp_path)
     assert (tmp_path / "configs" / "tasks.yaml").exists()
-    assert "8 runs, 24 steps" in run_cdpo("plan", cwd=tmp_path).stdout
+    assert "8 runs, 27 steps" in run_cdpo("plan", cwd=tmp_path).stdout
     assert not (tmp_path / ".cdpo").exists()
     again = run_cdpo("init", cwd=tmp_path).stdout
     assert "written" not in again

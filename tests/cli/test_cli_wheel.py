@@ -45,7 +45,7 @@ def cdpo(installed: Path, cwd: Path, *words: str) -> str:
 def test_init_and_prep_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     cdpo(installed, tmp_path, "init")
     assert (tmp_path / "configs" / "examples" / "sail.yaml").exists()
-    assert "8 runs, 24 steps" in cdpo(installed, tmp_path, "prep")
+    assert "8 runs, 27 steps" in cdpo(installed, tmp_path, "prep")
     plan = json.loads(cdpo(installed, tmp_path, "plan", "configs/examples/sail.yaml", "--json"))
     assert {step["state"] for step in plan["steps"]} == {"unresolved"}
 

@@ -54,6 +54,7 @@ def test_the_reason_is_what_is_new(folder: Folder, tmp_path: Path) -> None:
     plan = folder.plan(TEXT.replace("[0.1, 0.3]", "[0.1, 0.3, 0.5]"))
     assert whys(plan, finished) == {
         *((pipeline, "cached", "") for pipeline in ("PREP", "SFT", "RM", "DPO", "GEN", "EVALREWARD")),
+        *((pipeline, "cached", "") for pipeline in ("REFERENCE", "EVALREWARD_CHOSEN")),
         ("DPO", "run", "new: beta=0.5"),
         ("GEN", "run", "parent is new"),
         ("EVALREWARD", "run", "parent is new"),

@@ -11,6 +11,10 @@ from planning import ROWS, Folder, counts, experiment, keys, of
 from cdpo.plan.graph import Plan
 
 WHOLE = "[SFT, RM, DPO, GEN, EVALREWARD]"
+#: what a change of SFT reaches, and of a reward model
+SFT_ON = {"SFT", "REFERENCE", "DPO", "GEN", "EVALREWARD"}
+SCORES = {"EVALREWARD_CHOSEN", "EVALREWARD"}
+ON_DATA = {"PREP", *SFT_ON, *SCORES}
 
 
 def by_name(plan: Plan) -> dict[tuple[str, str], str]:
@@ -20,13 +24,13 @@ def by_name(plan: Plan) -> dict[tuple[str, str], str]:
 def test_two_models_three_settings_two_seeds(folder: Folder) -> None:
     text = experiment("{pipeline: DPO, beta: [0.1, 0.3, 1]}", model="[tiny, Q0.5B]", seed="[0, 1]")
     plan = folder.plan(text)
-    assert counts(plan) == {"PREP": 1, "SFT": 4, "DPO": 12}
+    assert counts(plan) == {"PREP": 1, "SFT": 4, "REFERENCE": 4, "DPO": 12}
     assert len(plan.runs) == 12
 
 
 def test_a_pinned_seed_makes_one_sft_for_many_dpo(folder: Folder) -> None:
     plan = folder.plan(experiment("{pipeline: DPO, beta: 0.1}", "SFT: {seed: 0}\n", seed="[0, 1, 2]"))
-    assert counts(plan) == {"PREP": 1, "SFT": 1, "DPO": 3}
+    assert counts(plan) == {"PREP": 1, "SFT": 1, "REFERENCE": 1, "DPO": 3}
     assert [step.seed for step in of(plan, "DPO")] == [0, 1, 2]
 
 
@@ -35,7 +39,8 @@ def test_everyone_is_scored_by_one_reward_model(folder: Folder) -> None:
         "{pipeline: BASE}, {pipeline: SFT}, {pipeline: DPO, beta: [1, 2]}", pipelines=WHOLE, seed="[3, 4]"
     )
     plan = folder.plan(text)
-    assert counts(plan) == {"PREP": 1, "SFT": 2, "RM": 1, "DPO": 4, "GEN": 8, "EVALREWARD": 8}
+    shared = {"REFERENCE": 2, "EVALREWARD_CHOSEN": 1}
+    assert counts(plan) == {"PREP": 1, "SFT": 2, "RM": 1, "DPO": 4, "GEN": 8, "EVALREWARD": 8, **shared}
     assert of(plan, "RM")[0].seed == 3
 
 
@@ -60,11 +65,14 @@ def test_a_step_reads_what_stands_before_it(folder: Folder) -> None:
     text = experiment("{pipeline: DPO, beta: 0.1}", pipelines=WHOLE)
     before = by_name(folder.plan(text))
     for more, changed in {
-        "PREP: {tune_ratio: 0.1}": {"PREP", "SFT", "RM", "DPO", "GEN", "EVALREWARD"},
-        "SFT: {batch_size: 8}": {"SFT", "DPO", "GEN", "EVALREWARD"},
-        "RM: {batch_size: 8}": {"RM", "EVALREWARD"},
+        "PREP: {tune_ratio: 0.1}": {"PREP", "RM", *SFT_ON, *SCORES},
+        "SFT: {batch_size: 8}": SFT_ON,
+        "RM: {batch_size: 8}": {"RM", *SCORES},
         "GEN: {top_k: 8}": {"GEN", "EVALREWARD"},
-        "EVALREWARD: {dtype: fp32}": {"EVALREWARD"},
+        "GEN: {limit: 8}": {"GEN", *SCORES},
+        "EVALREWARD: {dtype: fp32}": SCORES,
+        "DPO: {batch_size: 8}": {"DPO", "GEN", "EVALREWARD"},
+        "DPO: {dtype: bf16}": {"REFERENCE", "DPO", "GEN", "EVALREWARD"},
     }.items():
         after = by_name(folder.plan(text + more + "\n"))
         assert {pipeline for pipeline, name in before if before[pipeline, name] != after[pipeline, name]} == changed
@@ -105,7 +113,7 @@ def test_tag_order_devices_and_comments_do_not_count(folder: Folder) -> None:
     other = by_name(folder.plan(text.replace("seed: [0, 1]", "seed: [1, 0]")))
     assert {pipeline for pipeline, name in before if before[pipeline, name] != other.get((pipeline, name))} == {
         "RM",
-        "EVALREWARD",
+        *SCORES,
     }
 
 
@@ -221,21 +229,27 @@ TABLES = {
     "DPO: {learning_rate: 1e-5}, DPR: {learning_rate: 1e-5}, RM: {learning_rate: 1}}\n"
     "num_train_epochs: {d: 2, x: 3}\nlearning_rate: {two: 3}\n",
 }
-SFT_ON = {"SFT", "DPO", "GEN", "EVALREWARD"}
 CHANGES: list[tuple[str, str, str, set[str], str, str]] = [
     # table, what is written, what instead, pipelines whose keys change, and for which model and dataset ("" for all)
     ("models/names.yaml", "a/one", "a/uno", SFT_ON, "one", ""),
     ("models/names.yaml", "template: plain", "template: inst", SFT_ON, "one", ""),
     ("models/names.yaml", "a/three", "a/tres", set(), "", ""),
-    ("models/reward.yaml", "a/reward", "a/punishment", {"EVALREWARD"}, "", "d"),
-    ("models/reward.yaml", "template: inst", "template: plain", {"EVALREWARD"}, "", "d"),
-    ("models/reward.yaml", "reverse: false", "reverse: true", {"EVALREWARD"}, "", "e"),
-    ("evaluations/reward.yaml", "d: R", "d: S", {"EVALREWARD"}, "", "d"),
+    ("models/reward.yaml", "a/reward", "a/punishment", SCORES, "", "d"),
+    ("models/reward.yaml", "template: inst", "template: plain", SCORES, "", "d"),
+    ("models/reward.yaml", "reverse: false", "reverse: true", SCORES, "", "e"),
+    ("evaluations/reward.yaml", "d: R", "d: S", SCORES, "", "d"),
     ("models/lora_modules.yaml", "k_proj", "v_proj", {"DPO"}, "one", ""),
     ("models/lora_modules.yaml", "q_proj", "v_proj", set(), "", ""),
     ("models/lora_modules.yaml", "z", "y", set(), "", ""),
-    ("datasets/preprocess.yaml", "a/e", "a/ee", {"PREP", *SFT_ON}, "", "e"),
-    ("datasets/preprocess.yaml", "{id: a/d, rule: U", "{id: a/d, limit: 9, rule: U", {"PREP", *SFT_ON}, "", "d"),
+    ("datasets/preprocess.yaml", "a/e", "a/ee", ON_DATA, "", "e"),
+    (
+        "datasets/preprocess.yaml",
+        "{id: a/d, rule: U",
+        "{id: a/d, limit: 9, rule: U",
+        {"PREP", *SFT_ON, *SCORES},
+        "",
+        "d",
+    ),
     ("datasets/preprocess.yaml", "a/f", "a/ff", set(), "", ""),
     ("pipelines/optim.yaml", " DPO: {learning_rate: 1e-5", " DPO: {learning_rate: 3e-5", {"DPO"}, "", ""),
     ("pipelines/optim.yaml", "learning_rate: 2e-5", "learning_rate: 3e-5", SFT_ON, "", ""),

@@ -24,7 +24,7 @@ def test_methods_that_read_probabilities_share_one_step_and_others_keep_their_ke
         "{pipeline: DPO, beta: 2, redraw_labels: true}"
     )
     plan = project.plan(experiment(tasks, LABELS, pipelines=LISTED))
-    assert counts(plan) == {"PREP": 1, "SFT": 1, "EVALREWARD_BT": 1, "DPO": 4, "DDP": 1}
+    assert counts(plan) == {"PREP": 1, "SFT": 1, "EVALREWARD_BT": 1, "REFERENCE": 1, "DPO": 4, "DDP": 1}
     assert keys(plain) < keys(plan), "what reads no probabilities is what it was"
     (labels,) = of(plan, "EVALREWARD_BT")
     (data,) = of(plan, "PREP")
@@ -95,7 +95,7 @@ def test_a_reward_that_labels_the_data_marks_the_scores_it_gives(project: Folder
 def test_listed_for_nothing_is_noted(project: Folder) -> None:
     plan = project.plan(experiment("{pipeline: DPO, beta: 1}", LABELS, pipelines=LISTED))
     assert "EVALREWARD_BT is listed, and no run reads what it adds to the data" in plan.notes[-1]
-    assert counts(plan) == {"PREP": 1, "SFT": 1, "DPO": 1}
+    assert counts(plan) == {"PREP": 1, "SFT": 1, "REFERENCE": 1, "DPO": 1}
 
 
 def test_columns_of_the_data_are_wanted_where_they_were_asked_for(project: Folder) -> None:

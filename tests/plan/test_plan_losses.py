@@ -16,7 +16,7 @@ def test_a_loss_of_ones_own_is_an_input_hashed_by_its_file(folder: Folder) -> No
     plain, own, other = of(plan, "DPO")
     assert own.params["loss_type"] == "plugin"
     assert own.inputs["loss_plugin"]["plugin"] == f"{file}:loss"
-    assert [set(step.inputs) for step in (plain, other)] == [{"data", "model"}] * 2
+    assert [set(step.inputs) for step in (plain, other)] == [{"data", "model", "reference"}] * 2
     assert "my.py-loss" in own.name
     # its bytes and the function are the key, not its place
     folder.write("your.py", LOSS)

@@ -35,7 +35,10 @@ def test_a_hub_id_a_folder_and_a_plugin(folder: Folder) -> None:
     folder.write("your.py", file.read_text())
     assert keys(folder.plan(text.replace("./my.py", "./your.py"))) == keys(plan)
     file.write_text(file.read_text().replace("0.0", "1.0"))
-    assert len(keys(folder.plan(text)) - keys(plan)) == 1
+    assert sorted(step.pipeline for key, step in folder.plan(text).steps.items() if key not in plan.steps) == [
+        "EVALREWARD",
+        "EVALREWARD_CHOSEN",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_step_rm_of_another_model_dataset_and_seed(folder: Folder) -> None:
         "EVALREWARD: {reward: {step: RM, model: Q0.5B, dataset: ./rows.jsonl, seed: 9}}\nRM: {max_steps: 3, seed: 4}\n"
     )
     plan = folder.plan(experiment("{pipeline: SFT}", more, pipelines=SCORED, seed="[0, 1]"))
-    assert counts(plan) == {"PREP": 2, "SFT": 2, "GEN": 2, "RM": 1, "EVALREWARD": 2}
+    assert counts(plan) == {"PREP": 2, "SFT": 2, "GEN": 2, "RM": 1, "EVALREWARD_CHOSEN": 1, "EVALREWARD": 2}
     (trained,) = of(plan, "RM")
     assert (trained.seed, trained.params["max_steps"]) == (9, 3)
     assert trained.inputs["model"]["hub"] == "Qwen/Qwen1.5-0.5B"
@@ -135,7 +138,7 @@ def test_every_released_dataset_trains_whether_or_not_a_reward_is_known_for_it(f
     assert len(names) == 17
     tasks = "{pipeline: DPO, beta: 0.1}, {pipeline: DPP, beta: 0.1, p: 0.3, pi: 0.2}"
     plan = folder.plan(experiment(tasks, pipelines="[SFT, DPO, GEN]", dataset=f"[{', '.join(names)}]"))
-    assert counts(plan) == {"PREP": 17, "SFT": 17, "DPO": 17, "DPP": 17, "GEN": 34}
+    assert counts(plan) == {"PREP": 17, "SFT": 17, "REFERENCE": 17, "DPO": 17, "DPP": 17, "GEN": 34}
     assert not any(step.unavailable for step in plan.steps.values())
 
 
@@ -205,12 +208,12 @@ def test_an_adapter_labels_over_its_base(folder: Folder) -> None:
     tasks = "{pipeline: DPR, beta: 1, g: 0.1, gamma: 1, lora: true}"
     (step,) = of(folder.plan(experiment(tasks, "RM: {lora: true}\n", pipelines=WHOLE)), "DPR")
     assert step.inputs["reward"] == {"built": {"kind": "tiny", "seed": 0}}
-    assert set(step.inputs) == {"data", "model", "reward", "reward_adapter"}
+    assert set(step.inputs) == {"data", "model", "reference", "reward", "reward_adapter"}
 
 
 def test_base_is_only_evaluated(folder: Folder) -> None:
     plan = folder.plan(experiment("{pipeline: BASE}", "SFT: {batch_size: 4}\n", pipelines=WHOLE, seed="[0, 1]"))
-    assert counts(plan) == {"PREP": 1, "GEN": 2, "RM": 1, "EVALREWARD": 2}
+    assert counts(plan) == {"PREP": 1, "GEN": 2, "RM": 1, "EVALREWARD_CHOSEN": 1, "EVALREWARD": 2}
     assert [run.name for run in plan.runs] == ["BASE_tiny_playground_s0", "BASE_tiny_playground_s1"]
     assert of(plan, "GEN")[0].inputs["model"] == {"built": {"kind": "tiny", "seed": 0}}
 
@@ -241,6 +244,8 @@ def test_the_released_example_plans_without_a_network(folder: Folder) -> None:
         "DPR": 1,
         "DRO_DPR": 1,
         "EVALREWARD_BT": 1,
+        "REFERENCE": 1,
+        "EVALREWARD_CHOSEN": 1,
         "GEN": 5,
         "EVALREWARD": 5,
     }

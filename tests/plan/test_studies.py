@@ -12,6 +12,7 @@ def test_the_study_of_sail_on_the_playground(folder: Folder) -> None:
     assert counts(plan) == {
         "PREP": 1,
         "SFT": seeds,
+        "REFERENCE": seeds,
         "RM": 1,
         "DPO": 2 * rates * seeds,
         **dict.fromkeys(("DDP", "DPP", "DPR", "MIX"), rates * seeds),
