@@ -1,4 +1,4 @@
-"""EVALREWARD: rewards of prompt and response, batch sizes, resumption, cost models, plug-ins, gold."""
+"""EVALREWARD and EVALREWARD_CHOSEN: rewards of prompt and response, batches, resumption, costs, plug-ins, gold."""
 
 import dataclasses
 import json
@@ -9,14 +9,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from cdpo.pipelines.evalreward import run
+from cdpo.pipelines import evalreward, evalreward_chosen
 from killing import kill_after
 
 from cdpo.data.messages import assistant
 from cdpo.data.playground import best, gold, make
+from cdpo.data.prepared import read_split, write_split
 from cdpo.data.tiny import build_tiny
 from cdpo.errors import StepError
-from cdpo.generate.responses import write_responses
+from cdpo.generate.responses import choose, read_responses, write_responses
 from cdpo.score.scores import win
 from cdpo.step import Device, Step
 
@@ -98,6 +99,32 @@ def score_step(tmp_path: Path, answered: list[dict[str, Any]], reward_folder: Pa
     return make_step
 
 
+def with_chosen(step: Step) -> Step:
+    """The step with the scores of the chosen responses, made from the same prompts by the same reward."""
+    if "chosen" in step.inputs or not {"reward", "reward_plugin"} & step.inputs.keys():
+        return step
+    data = step.work.with_name(f"{step.name}-data")
+    rows = {row["prompt_id"]: row for row in read_responses(step.input("responses"))}.values()
+    names = ("prompt_id", "prompt", "chosen")
+    write_split(data, "eval", [{**{name: row[name] for name in names}, "rejected": row["chosen"]} for row in rows])
+    inputs = {"data": str(data), **{role: step.inputs[role] for role in step.inputs if role.startswith("reward")}}
+    params = {name: value for name, value in step.params.items() if name != "gold"}
+    work = step.work.with_name(f"{step.name}-chosen")
+    (work / "out").mkdir(parents=True)
+    made = Step("EVALREWARD_CHOSEN", "1" * 64, step.name, params, inputs, None, step.device, work)
+    evalreward_chosen.run(made)
+    step.inputs = {**step.inputs, "chosen": str(made.out)}
+    return step
+
+
+def run(step: Step) -> dict[str, Any]:
+    return evalreward.run(with_chosen(step))
+
+
+def journal_lines(work: Path) -> list[bytes]:
+    return (work / "ckpt/scores.jsonl").read_bytes().splitlines(keepends=True)
+
+
 def scores(step: Step) -> pd.DataFrame:
     run(step)
     return pd.read_parquet(step.out / "scores.parquet")
@@ -166,17 +193,117 @@ def test_a_step_goes_on_where_it_was_killed(score_step):
     """A real process, and a last line that its writer did not finish."""
     first = score_step("first", micro_batch=4)
     whole = scores(first)
-    lines = (first.checkpoints / "scores.jsonl").read_bytes().splitlines(keepends=True)
-    # every third response is the chosen one, and scored once
-    assert len(lines) == 2 * ROWS - ROWS // 3
-    step = score_step("second", micro_batch=4)
-    kill_after(25, run, step)
+    lines = journal_lines(first.work)
+    # every third response is the chosen one, whose score is there
+    assert len(lines) == ROWS - ROWS // 3
+    step = with_chosen(score_step("second", micro_batch=4))
+    kill_after(13, evalreward.run, step)
     journal = step.checkpoints / "scores.jsonl"
-    assert journal.read_bytes() == b"".join(lines[:25])
+    assert journal.read_bytes() == b"".join(lines[:13])
     with open(journal, "ab") as stream:
-        stream.write(lines[25][:10])
+        stream.write(lines[13][:10])
     pd.testing.assert_frame_equal(scores(step), whole)
     assert journal.read_bytes() == b"".join(lines)
+
+
+def test_scoring_the_chosen_goes_on_where_it_was_killed(score_step):
+    first, step = (with_chosen(score_step(name, micro_batch=4)) for name in ("first", "second"))
+    work = Path(str(step.inputs["chosen"])).parent
+    lines = journal_lines(work)
+    assert len(lines) == ROWS
+    (work / "ckpt/scores.jsonl").unlink()
+    (work / "out/chosen.parquet").unlink()
+    inputs = {"data": str(step.work.with_name("second-data")), "reward": step.inputs["reward"]}
+    again = Step("EVALREWARD_CHOSEN", "1" * 64, "second", {}, inputs, None, step.device, work)
+    kill_after(11, evalreward_chosen.run, again)
+    assert journal_lines(work) == lines[:11]
+    summary = evalreward_chosen.run(again)
+    assert (summary["rows"], summary["scored"], summary["dropped"]) == (ROWS, ROWS, 0)
+    assert journal_lines(work) == lines
+    one, other = (pd.read_parquet(Path(str(each.inputs["chosen"])) / "chosen.parquet") for each in (first, step))
+    pd.testing.assert_frame_equal(one, other)
+
+
+@pytest.mark.fault(18)
+@pytest.mark.fault(21)
+def test_a_chosen_text_that_is_generated_has_its_score_and_ties(score_step, answered):
+    """Whatever the score is, and whoever's chosen text it is: it is read, not computed."""
+    twins = [{**answered[0], "prompt_id": f"{answered[0]['prompt_id']}.{at}"} for at in (1, 2)]
+    twins[0]["response"] = twins[0]["chosen"][0]["content"]
+    twins[1]["chosen"] = [assistant("five dogs, one cat")]
+    twins[1]["response"] = twins[0]["chosen"][0]["content"]
+    rows = [*answered, *twins]
+    step = with_chosen(score_step("told", rows=rows))
+    path = Path(str(step.inputs["chosen"])) / "chosen.parquet"
+    table = pd.read_parquet(path)
+    table["reward"] = [100.0 + at for at in range(len(table))]
+    # the same text has the same score
+    table.loc[table["prompt_id"] == twins[0]["prompt_id"], "reward"] = 100.0
+    table.to_parquet(path)
+    summary = evalreward.run(step)
+    found = pd.read_parquet(step.out / "scores.parquet")
+    assert found["reward_chosen"].tolist() == table["reward"].tolist()
+    assert (found["reward_generated"][1:ROWS:3] == found["reward_chosen"][1:ROWS:3]).all()
+    assert (found["win_chosen"][1:ROWS:3] == 0.5).all()
+    assert found["win_chosen"][ROWS] == 0.5
+    assert (found["reward_generated"][ROWS + 1], found["win_chosen"][ROWS + 1]) == (100.0, 0.0)
+    assert summary["scored"] == len(journal_lines(step.work)) == ROWS - ROWS // 3
+
+
+def test_scores_of_other_chosen_responses_are_refused(score_step, answered):
+    fewer, other = (with_chosen(score_step(name, rows=answered[:-1])) for name in ("fewer", "other"))
+    step = score_step("whole")
+    step.inputs = {**step.inputs, "chosen": fewer.inputs["chosen"]}
+    last = answered[-1]["prompt_id"]
+    with pytest.raises(StepError, match=f"has no score for the chosen response to {last} of 'eval'"):
+        evalreward.run(step)
+    rows = [{**answered[0], "chosen": [assistant("a word of mine")]}, *answered[1:-1]]
+    step = score_step("otherwise", rows=rows)
+    step.inputs = {**step.inputs, "chosen": other.inputs["chosen"]}
+    with pytest.raises(StepError, match=f"has the score of another text .* to {answered[0]['prompt_id']}"):
+        evalreward.run(step)
+    alone = score_step("alone")
+    with pytest.raises(StepError, match="no scores of the chosen responses"):
+        evalreward.run(alone)
+    # GEN leaves out what is too long for the policy: more scores than responses are no mistake
+    step = score_step("some", rows=answered[5:9])
+    step.inputs = {**step.inputs, "chosen": fewer.inputs["chosen"]}
+    assert evalreward.run(step)["rows"] == 4
+
+
+def test_a_chosen_response_that_does_not_fit_takes_its_row_along(score_step, answered):
+    rows = [{**row, "chosen": [assistant("two " * 600)]} if at == 7 else row for at, row in enumerate(answered)]
+    rows[7] = {**rows[7], "response": "two birds"}
+    step = score_step("long", rows=rows)
+    table = scores(step)
+    assert table["reward_generated"].isna().tolist() == table["reward_chosen"].isna().tolist()
+    assert table["reward_chosen"].isna().tolist() == [at == 7 for at in range(ROWS)]
+    found = pd.read_parquet(Path(str(step.inputs["chosen"])) / "chosen.parquet")
+    assert found["reward"].isna().tolist() == [at == 7 for at in range(ROWS)]
+    # what is said of it is not scored either
+    assert len(journal_lines(step.work)) == sum(
+        row["response"] != row["chosen"][0]["content"] for at, row in enumerate(rows) if at != 7
+    )
+    many = [{**row, "chosen": [assistant("two " * 600)]} if at < 2 else row for at, row in enumerate(answered)]
+    with pytest.raises(StepError, match=r"2 of 30 chosen responses .*512 tokens.*max_dropped allows 5%"):
+        with_chosen(score_step("many", rows=many))
+
+
+def test_the_chosen_of_the_prompts_that_are_answered_are_scored(score_step, answered):
+    """As many as GEN's `limit` says, and the very same."""
+    whole = with_chosen(score_step("whole"))
+    data = whole.work.with_name("whole-data")
+    table = pd.read_parquet(Path(str(whole.inputs["chosen"])) / "chosen.parquet").set_index("prompt_id")
+    work = whole.work.with_name("limited")
+    (work / "out").mkdir(parents=True)
+    inputs = {"data": str(data), "reward": whole.inputs["reward"]}
+    limited = Step("EVALREWARD_CHOSEN", "1" * 64, "limited", {"limit": 7}, inputs, None, whole.device, work)
+    assert evalreward_chosen.run(limited)["rows"] == 7
+    found = pd.read_parquet(work / "out/chosen.parquet")
+    rows = read_split(data, "eval")
+    assert found["prompt_id"].tolist() == [rows[at]["prompt_id"] for at in choose(rows, 7)]
+    for _, row in found.iterrows():
+        assert row["reward"] == pytest.approx(table["reward"][row["prompt_id"]], abs=1e-5)
 
 
 def test_gold_beside_and_without_a_reward_model(score_step, answered):
@@ -211,7 +338,11 @@ def test_of_several_responses_the_mean_counts_and_each_is_told(score_step, answe
         {**answered[at], **{name: answered[at - at % 3][name] for name in ("prompt_id", "prompt", "chosen")}}
         for at in range(ROWS)
     ]
-    several = [{**row, "sample": at % 3} for at, row in enumerate(several)]
+    # the last of the three is the first one once more
+    several = [
+        {**row, "sample": at % 3, "response": several[at - 2 if at % 3 == 2 else at]["response"]}
+        for at, row in enumerate(several)
+    ]
     step = score_step("several", rows=several, gold="playground")
     summary = run(step)
     assert (summary["rows"], summary["responses"]) == (10, 30)
@@ -223,8 +354,8 @@ def test_of_several_responses_the_mean_counts_and_each_is_told(score_step, answe
         means = [each[column][at : at + 3].mean() for at in range(0, ROWS, 3)]
         assert one[column].tolist() == pytest.approx(means)
     assert each["reward_chosen"].tolist()[::3] == each["reward_chosen"].tolist()[1::3] == one["reward_chosen"].tolist()
-    texts = {(row["prompt_id"], text) for row in several for text in (row["response"], row["chosen"][0]["content"])}
-    assert len((step.checkpoints / "scores.jsonl").read_text().splitlines()) == len(texts) < 60
+    texts = {(row["prompt_id"], row["response"]) for row in several if row["response"] != row["chosen"][0]["content"]}
+    assert len(journal_lines(step.work)) == summary["scored"] == len(texts) < 30
 
 
 def test_too_long_rows_are_counted_or_refused_never_cut(score_step, answered):
