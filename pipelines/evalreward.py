@@ -88,7 +88,7 @@ def _rewards(
     step: Step, params: EVALREWARDParams, responses: list[dict[str, Any]]
 ) -> tuple[dict[int, tuple[float, ...]], int]:
     """(reward of the generated response, reward of the chosen one) by row, for the rows that fit the reward model; and
-    how many texts were scored for that."""
+    how many texts went through it for that."""
     from cdpo.errors import StepError
     from cdpo.score.chosen import read_chosen
     from cdpo.score.paired import Answered, content, score_responses
@@ -114,9 +114,7 @@ def _rewards(
         for each, text in zip(responses, chosen, strict=True)
     ]
     what = "responses (or their chosen ones)"
-    found = score_responses(step, scorer, rows, max_dropped=params.max_dropped, what=what, known=known)
-    said = {content((rows[at].prompt, rows[at].responses[0])) for at in found}
-    return found, len(said - known.keys())
+    return score_responses(step, scorer, rows, max_dropped=params.max_dropped, what=what, known=known), scorer.scored
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Scores are appended to ckpt/scores.jsonl, and a step that was killed goes on aft
 
 from typing import Any, Literal
 
-from cdpo.config.params import Count, Fraction, ModelLoading
+from cdpo.config.params import Count, ModelLoading
 from cdpo.pipeline import Pipeline
 from cdpo.step import Step, run_by_hand
 
@@ -22,7 +22,6 @@ class EVALREWARDCHOSENParams(ModelLoading):
     split: Literal["eval", "tune", "train"] = "eval"
     limit: Count | None = None
     reverse: bool = False
-    max_dropped: Fraction = 0.05
 
 
 PIPELINE = Pipeline(
@@ -56,8 +55,8 @@ def run(step: Step) -> dict[str, Any]:
         reverse=params.reverse,
     )
     answered = [Answered(params.split, row["prompt"], (row["chosen"][0]["content"],)) for row in rows]
-    what = "chosen responses"
-    found = score_responses(step, scorer, answered, max_dropped=params.max_dropped, what=what)
+    # how many may be too long is said of the responses that they are compared with, and judged by EVALREWARD
+    found = score_responses(step, scorer, answered, max_dropped=1.0, what="chosen responses")
     contents = [content((each.prompt, each.responses[0])) for each in answered]
     rewards = [found[at][0] if at in found else None for at in range(len(rows))]
     ids = [row["prompt_id"] for row in rows]
@@ -65,7 +64,7 @@ def run(step: Step) -> dict[str, Any]:
     scored = [reward for reward in rewards if reward is not None]
     return {
         "rows": len(rows),
-        "scored": len({contents[at] for at in found}),
+        "scored": scorer.scored,
         "dropped": len(rows) - len(scored),
         "reward/chosen": sum(scored) / len(scored),
     }

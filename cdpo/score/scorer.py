@@ -27,6 +27,9 @@ class RewardScorer:
     A reward depends on its own pair alone, up to rounding (1e-5 in fp32), whatever is scored beside it.
     """
 
+    #: texts that it was asked about
+    scored = 0
+
     def __init__(
         self, model: Any, tokenizer: Any, *, batch_size: int = BATCH, reverse: bool = False, name: str | None = None
     ) -> None:
@@ -199,6 +202,7 @@ class RewardScorer:
             found = score(self._model, encoded, pad_id=pad_id, batch_size=self.batch_size, done=done)
         with at_once(self.batch_size):
             for at, reward in found:
+                self.scored += 1
                 yield at, -reward if self.reverse else reward
 
 

@@ -106,7 +106,7 @@ class DPOTrainer(Exact, TRLDPOTrainer):  # type: ignore[misc]
     loss_types: list[str]
     loss_weights: list[float]
     ref_model: Any
-    #: rows whose reference was computed here
+    #: rows that went through the model for their reference, on all ranks
     reference_rows = 0
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -185,8 +185,9 @@ class DPOTrainer(Exact, TRLDPOTrainer):  # type: ignore[misc]
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, batch)
             return _rows_of({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
 
+        before = self.rows_passed
         table = self._over_rows(rows, reference, journal)
-        self.reference_rows += len(rows)
+        self.reference_rows += self.rows_passed - before
         for name, values in table.items():
             for row, value in zip(rows, values, strict=True):
                 row[name] = value

@@ -27,6 +27,8 @@ class Exact(Resumable):
     loss_is_scaled_for_ga = True
     #: whether each pass through the model needs all ranks (cdpo/train/sharded.py)
     in_step = False
+    #: rows that went through the model to be scored, on all ranks
+    rows_passed = 0
 
     def use_rows(self: Any, rows: Sequence[Row], tune_rows: Sequence[Row], *, batch_size: int, seed: int) -> None:
         self.tune_rows = tune_rows
@@ -156,6 +158,7 @@ class Exact(Resumable):
         ranks, size = self.args.world_size, self.args.per_device_eval_batch_size
         with kept_scores(journal, rows, self.args) as kept:
             todo = [at for at in self._longest_first(rows) if at not in kept]
+            self.rows_passed += len(todo)
             # a multiple of what all ranks score at once, so that batches are the same whatever is kept
             many = ranks * size * BATCHES if journal is not None else max(1, len(todo))
             for start in range(0, len(todo), many):

@@ -23,7 +23,7 @@ GEN: {max_new_tokens: 8}
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished matrix of eight steps. Tests that change a store work on a copy."""
+    """A finished matrix of ten steps. Tests that change a store work on a copy."""
     folder = write_project(tmp_path_factory.mktemp("project"), TASKS, datasets=DATASETS)
     run_cdpo("prep", cwd=folder)
     run_cdpo("execute", "--display", "plain", cwd=folder)

@@ -97,7 +97,7 @@ def test_redo_sets_a_step_aside(copied: Path) -> None:
 def test_a_copied_store_and_an_imported_one_are_as_good(copied: Path, tmp_path: Path) -> None:
     other = write_project(tmp_path / "other", (copied / "configs" / "tasks.yaml").read_text())
     shutil.copytree(copied / "configs", other / "configs", dirs_exist_ok=True)
-    assert "added 8 steps" in run_cdpo("import", copied / ".cdpo", cwd=other).stdout
+    assert "added 10 steps" in run_cdpo("import", copied / ".cdpo", cwd=other).stdout
     assert "added 0 steps" in run_cdpo("import", copied / ".cdpo", cwd=other).stdout
     plan = json.loads(run_cdpo("plan", "--json", cwd=other).stdout)
     assert {step["state"] for step in plan["steps"]} == {"cached"}
@@ -107,9 +107,9 @@ def test_clear_shows_asks_and_deletes_exactly_that(copied: Path) -> None:
     asked = run_cdpo("clear", "-t", "first", cwd=copied, check=None)
     assert asked.returncode == 2  # no answer on standard input
     assert "nothing is deleted: there is nobody to ask here, and `--yes` was not said" in asked.stderr
-    assert len(list((copied / ".cdpo" / "steps").glob("*/*"))) == 8
+    assert len(list((copied / ".cdpo" / "steps").glob("*/*"))) == 10
     shown = [line for line in asked.stdout.splitlines() if line.startswith("step")]
-    assert len(shown) == 8
+    assert len(shown) == 10
     run_cdpo("clear", "-t", "first", "--yes", cwd=copied)
     assert not list((copied / ".cdpo" / "steps").glob("*/*"))
     assert run_cdpo("clear", "-t", "first", "--yes", cwd=copied, check=1).stderr.startswith("no run of tag")

@@ -164,7 +164,7 @@ def test_the_rewards_own_values_are_those_of_the_scoring(folder: Folder) -> None
     more = "EVALREWARD: {reward: PH, dtype: bf16, attn_implementation: eager, template: inst, max_dropped: 0.5}\n"
     plan = folder.plan(experiment("{pipeline: SFT}", more, pipelines="[SFT, GEN, EVALREWARD]"))
     (chosen,), (scores,) = of(plan, "EVALREWARD_CHOSEN"), of(plan, "EVALREWARD")
-    shared = ("dtype", "attn_implementation", "template", "reverse", "max_dropped")
+    shared = ("dtype", "attn_implementation", "template", "reverse")
     assert {name: chosen.params[name] for name in shared} == {name: scores.params[name] for name in shared}
     assert chosen.params["template"] == "inst"
     assert chosen.unresolved

@@ -27,7 +27,7 @@ def test_the_main_job_runs_on_human_data(tmp_path: Path) -> None:
     for path in (tmp_path / ".cdpo" / "steps").glob("*/*/manifest.json"):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         manifests.setdefault(manifest["pipeline"], manifest)
-    assert set(manifests) == {"PREP", "SFT", "RM", "DPO", "GEN", "EVALREWARD"}
+    assert set(manifests) == {"PREP", "SFT", "RM", "REFERENCE", "DPO", "GEN", "EVALREWARD_CHOSEN", "EVALREWARD"}
     assert sum(manifests["PREP"]["summary"]["kept"].values()) == 160
     sft = manifests["SFT"]["summary"]
     assert sft["after"]["eval"]["loss"] < sft["before"]["eval"]["loss"] - 0.5

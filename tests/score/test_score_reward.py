@@ -108,7 +108,7 @@ def with_chosen(step: Step) -> Step:
     names = ("prompt_id", "prompt", "chosen")
     write_split(data, "eval", [{**{name: row[name] for name in names}, "rejected": row["chosen"]} for row in rows])
     inputs = {"data": str(data), **{role: step.inputs[role] for role in step.inputs if role.startswith("reward")}}
-    params = {name: value for name, value in step.params.items() if name != "gold"}
+    params = {name: value for name, value in step.params.items() if name not in ("gold", "max_dropped")}
     work = step.work.with_name(f"{step.name}-chosen")
     (work / "out").mkdir(parents=True)
     made = Step("EVALREWARD_CHOSEN", "1" * 64, step.name, params, inputs, None, step.device, work)
@@ -218,7 +218,8 @@ def test_scoring_the_chosen_goes_on_where_it_was_killed(score_step):
     kill_after(11, evalreward_chosen.run, again)
     assert journal_lines(work) == lines[:11]
     summary = evalreward_chosen.run(again)
-    assert (summary["rows"], summary["scored"], summary["dropped"]) == (ROWS, ROWS, 0)
+    # two whole batches of four were done
+    assert (summary["rows"], summary["scored"], summary["dropped"]) == (ROWS, ROWS - 8, 0)
     assert journal_lines(work) == lines
     one, other = (pd.read_parquet(Path(str(each.inputs["chosen"])) / "chosen.parquet") for each in (first, step))
     pd.testing.assert_frame_equal(one, other)
@@ -285,8 +286,14 @@ def test_a_chosen_response_that_does_not_fit_takes_its_row_along(score_step, ans
         row["response"] != row["chosen"][0]["content"] for at, row in enumerate(rows) if at != 7
     )
     many = [{**row, "chosen": [assistant("two " * 600)]} if at < 2 else row for at, row in enumerate(answered)]
-    with pytest.raises(StepError, match=r"2 of 30 chosen responses .*512 tokens.*max_dropped allows 5%"):
-        with_chosen(score_step("many", rows=many))
+    step = with_chosen(score_step("many", rows=many))
+    assert "2 of 30 chosen responses are longer" in (step.work.with_name("many-chosen") / "events.jsonl").read_text()
+    with pytest.raises(StepError, match=r"2 of 30 responses \(or their chosen ones\) .*max_dropped allows 5%"):
+        run(step)
+    # those of prompts that were not answered do not count
+    fewer = score_step("fewer", rows=many[1:])
+    fewer.inputs = {**fewer.inputs, "chosen": step.inputs["chosen"]}
+    assert run(fewer)["dropped"] == 1
 
 
 def test_the_chosen_of_the_prompts_that_are_answered_are_scored(score_step, answered):
