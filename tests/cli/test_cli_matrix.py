@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import run_cdpo, write_project
 
-COUNTS = {"PREP": 1, "SFT": 1, "RM": 1, "DPO": 1, "GEN": 2, "EVALREWARD": 2}
+COUNTS = {"PREP": 1, "REFERENCE": 1, "EVALREWARD_CHOSEN": 1, "SFT": 1, "RM": 1, "DPO": 1, "GEN": 2, "EVALREWARD": 2}
 
 
 @pytest.fixture
