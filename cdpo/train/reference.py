@@ -55,7 +55,7 @@ def compute_reference(step: Step, params: "REFERENCEParams") -> dict[str, Any]:
     splits = read_splits(step, params, tokenizer, room=first.room if first else None)
     model = reference_policy(step, params, precision)
     sequences = (ids for row in splits.train for name, ids in row.items() if name.endswith("_ids"))
-    refuse_unknown_tokens(model, sequences, "the model")
+    refuse_unknown_tokens(model.get_input_embeddings().num_embeddings, sequences, "the model")
     rows_at_once = step.device.fewer(step.device.micro_batch or BATCH.get(step.device.kind, 16))
     trainer = _trainer(step, params, precision, model, tokenizer, splits.train, rows_at_once)
     wanted = {name: getattr(splits, name) for name in SPLITS}
