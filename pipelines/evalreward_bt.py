@@ -59,6 +59,7 @@ PIPELINE = Pipeline(
     seeded=False,
     method=True,
     adds=ADDED,
+    by_rows=True,
 )
 
 
@@ -90,6 +91,9 @@ def run(step: Step) -> dict[str, Any]:
     ]
     what = "rows: their chosen or rejected responses"
     scores = score_responses(step, scorer, compared, max_dropped=params.max_dropped, what=what)
+
+    if step.shard is not None:
+        return {"scored": scorer.scored}
 
     differences = {at: chosen - rejected for at, (chosen, rejected) in scores.items()}
     temperature = params.bt_temperature

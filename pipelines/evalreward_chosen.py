@@ -34,6 +34,7 @@ PIPELINE = Pipeline(
     seeded=False,
     stage=False,
     brought=True,
+    by_rows=True,
 )
 
 
@@ -57,6 +58,8 @@ def run(step: Step) -> dict[str, Any]:
     answered = [Answered(params.split, row["prompt"], (row["chosen"][0]["content"],)) for row in rows]
     # how many may be too long is said of the responses that they are compared with, and judged by EVALREWARD
     found = score_responses(step, scorer, answered, max_dropped=1.0, what="chosen responses")
+    if step.shard is not None:
+        return {"scored": scorer.scored}
     contents = [content((each.prompt, each.responses[0])) for each in answered]
     rewards = [found[at][0] if at in found else None for at in range(len(rows))]
     ids = [row["prompt_id"] for row in rows]

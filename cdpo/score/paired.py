@@ -41,7 +41,7 @@ def score_responses(
     A text that stands in several rows with the same prompt is scored once, so that it ties with itself; one in `known`,
     by its `content`, has the reward that stands there (None: it does not fit) and is not scored. Rewards are appended
     to ckpt/scores.jsonl as they come. The other rows, counted as `what`, are refused where they are more than the share
-    `max_dropped`.
+    `max_dropped`. A shard leaves the rewards of its share of the texts in `out`, and nothing is returned.
     """
     # The texts of row r stand beside each other, at width * r and behind it, and are scored alike.
     width = len(rows[0].responses) if rows else 0
@@ -68,15 +68,21 @@ def score_responses(
     needed = {name for row in whole for name in texts[row]}
     places = [first[name] for name in new if name in needed]
     keys = [item_key(rows[at // width].split, at, *pairs[at]) for at in places]
+    mine = step.share(keys)
+    places, keys = [places[place] for place in mine], [keys[place] for place in mine]
     with Journal.of(step, "scores.jsonl") as journal:
         done = {place for place, key in enumerate(keys) if key in journal}
         if done:
             step.note(f"going on after {len(done)} of {len(places)} scores")
         step.progress(len(done), len(places), unit="scores")
-        for place, reward in scorer.rewards([encoded[contents[at]] for at in places], done):
+        rewards = scorer.rewards([encoded[contents[at]] for at in places], done) if len(done) < len(places) else ()
+        for place, reward in rewards:
             if place not in done:
                 journal.append(keys[place], reward)
                 done.add(place)
                 step.progress(len(done), len(places), unit="scores")
+        if step.shard is not None:
+            journal.publish(step, "scores.jsonl", keys)
+            return {}
         found |= {contents[at]: journal.items[key] for at, key in zip(places, keys, strict=True)}
     return {row: tuple(found[name] for name in texts[row]) for row in whole}  # type: ignore[misc]

@@ -79,7 +79,7 @@ def test_a_cut_plan_has_the_parts_before_the_step_which_keeps_its_key(tmp_path: 
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("pipelines: {SFT: {shards: 2}}", "SFT cannot be cut into shards; GEN"),
+        ("pipelines: {SFT: {shards: 2}}", "SFT cannot be cut into shards; .*GEN"),
         ("pipelines: {GEN: {shards: 0}}", "shards"),
         ("pipelines: {GEN: {shards: many}}", "shards"),
         ("engine: slurm\npipelines: {GEN: {shards: auto}}", "write a number"),
