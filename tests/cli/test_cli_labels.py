@@ -159,7 +159,7 @@ EVALREWARD_BT: {reward: ./my.py:length, bt_temperature: 5}
     done = run_cdpo("execute", "--display", "json", cwd=small)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     started = [event["pipeline"] for event in events if event["event"] == "step_started"]
-    assert sorted(started) == ["DPO", "DPO", "EVALREWARD_BT", "PREP", "SFT"]
+    assert sorted(started) == ["DPO", "DPO", "EVALREWARD_BT", "PREP", "REFERENCE", "SFT"]
     (labels,) = (small / ".cdpo" / "steps" / "EVALREWARD_BT").iterdir()
     assert len(read_split(labels / "out", "train")) == 32
 

@@ -38,14 +38,14 @@ def edit(folder: Path, old: str, new: str) -> None:
 @pytest.mark.slow
 def test_shared_steps_run_once(tmp_path: Path) -> None:
     write_project(tmp_path, TASKS, datasets=DATASETS, models=MODELS)
-    assert started(tmp_path) == {"PREP": 1, "SFT": 4, "DPO": 12}
+    assert started(tmp_path) == {"PREP": 1, "SFT": 4, "REFERENCE": 4, "DPO": 12}
     assert started(tmp_path) == {}
     edit(tmp_path, "0.5", "0.7")
     assert started(tmp_path) == {"DPO": 4}
     edit(tmp_path, "seed: [0, 1]", "seed: [2]")
     edit(tmp_path, "model: [one, two]", "model: [two]")
     edit(tmp_path, "[0.1, 0.3, 0.7]", "[0.1]")
-    assert started(tmp_path) == {"SFT": 1, "DPO": 1}
+    assert started(tmp_path) == {"SFT": 1, "REFERENCE": 1, "DPO": 1}
 
 
 def test_two_matrices_live_in_one_store(tmp_path: Path) -> None:

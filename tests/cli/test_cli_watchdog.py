@@ -33,4 +33,4 @@ def test_the_rest_of_the_matrix_goes_on(tmp_path: Path) -> None:
     assert "training has diverged. Lower learning_rate" in failed["reason"]
     assert [event["pipeline"] for event in events if event["event"] == "step_blocked"] == ["GEN"]
     done = sorted(event["pipeline"] for event in events if event["event"] == "step_done")
-    assert done == ["DPO", "GEN", "SFT"]
+    assert done == ["DPO", "GEN", "REFERENCE", "SFT"]

@@ -2,12 +2,14 @@
 
 import json
 import math
+import signal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from cdpo.pipelines import sail
+from resuming import KILLED, Case, Interrupt
 from test_dpo import logp
 from test_two_processes import two
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cdpo.data.prepared import read_split, write_split
 from cdpo.data.tokens import encode
 from cdpo.errors import OutOfMemory, StepError
+from cdpo.train import micro_batch
 from cdpo.train.trl_adapter import DPOTrainer
 from tests.score.killing import kill_after
 
@@ -232,3 +235,34 @@ def test_numbers_come_back_as_they_were(world, sft, tmp_path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
     assert pq.read_table(path).to_pylist() == rows
     assert all(row["ref_chosen_logps"] == torch.tensor(row["ref_chosen_logps"]).item() for row in rows)
+
+
+def test_training_goes_on_with_what_it_read(world, sft, tmp_path) -> None:
+    """Killed in its second epoch, where the policy is no reference any more; and without REFERENCE, for comparison."""
+    params = {**PARAMS, "num_train_epochs": 2.0}
+    given = reference(world, model=sft)
+    own, whole, broken = (
+        Case(world, tmp_path / name, "DPO", params, device={"micro_batch": 8}, model=sft, **read)
+        for name, read in {"own": {}, "whole": {"reference": given}, "broken": {"reference": given}}.items()
+    )
+    assert own.attempt() == whole.attempt() == 0, whole.said()
+    assert broken.attempt(Interrupt(5, signal.SIGKILL)) == KILLED, broken.said()
+    assert not list((broken.work / "ckpt").glob("reference-*"))
+    assert broken.attempt() == 0, broken.said()
+    assert broken.made().summary["resumed_from"] == [4]
+    assert own.made().files == whole.made().files == broken.made().files
+
+
+@pytest.mark.slow
+def test_a_probe_computes_its_own(world, sft, tmp_path) -> None:
+    """Its rows are not those of the step: what the step reads, it does not."""
+    given = reference(world, model=sft)
+    device = {"micro_batch": None, "memory": 64 * 10**9}
+    case = Case(world, tmp_path, "DPO", {**PARAMS, "max_steps": 3}, device=device, model=sft, reference=given)
+
+    def long_steps() -> None:
+        micro_batch.LONG = 0.0
+
+    assert case.attempt(prepare=long_steps) == 0, case.said()
+    assert any("rows at once need" in each for each in case.notes())
+    assert case.made().summary["reference_rows"] == 0
