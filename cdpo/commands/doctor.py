@@ -4,6 +4,8 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -57,6 +59,20 @@ def _packages() -> list[str]:
     return wrong
 
 
+def _vllm(python: str | None) -> list[str]:
+    """Whether vLLM can be imported by the interpreter that devices.yaml names for it; by default cdpo's own."""
+    if python is None and importlib.util.find_spec("vllm") is None:
+        click.echo("optional vLLM is absent: `backend: vllm` needs it, here or where devices.yaml says (vllm: python)")
+        return []
+    code = "import vllm; print(vllm.__version__)"
+    done = subprocess.run([python or sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        why = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return [_wrong(f"vLLM of {python or sys.executable} does not import: {why[-1]}", "wrong")]
+    _found(f"vLLM {done.stdout.split()[-1]} ({python or sys.executable})")
+    return []
+
+
 def _hardware() -> list[str]:
     from cdpo.engine.gpus import foreign, nvml
 
@@ -105,6 +121,7 @@ def _project(project: Project) -> list[str]:
     else:
         click.echo(f"optional {project.tasks} is absent: `cdpo init` writes a starter project")
     try:
+        wrong += _vllm(project.devices().vllm.python)
         _engine(project)
     except CdpoError as error:
         wrong.append(_wrong(str(error).splitlines()[0], "wrong"))

@@ -21,6 +21,11 @@ WRONG = {
     "threads: 1\nthreads: 2\n": "2:1: threads: this key stands twice (first on line 1)",
     "- 1\n": "1:1: (top): should be keys with values (`key: value`), not [1]",
     "watchdog: 3\n": "1:11: watchdog: should be keys with values (`key: value`), not 3",
+    "vllm: {pyton: x}\n": "1:8: vllm.pyton: unknown key (did you mean 'python'?)",
+    "vllm: {python: ./absent/bin/python}\n": "1:16: vllm.python: there is no ./absent/bin/python (looked in",
+    "vllm: {python: /}\n": "1:16: vllm.python: / is no program: name the interpreter",
+    "vllm: {options: {dtype: half}}\n": "1:18: vllm.options.dtype: unknown key",
+    "vllm: {options: {gpu_memory_utilization: 1.5}}\n": "1:42: vllm.options.gpu_memory_utilization: should be",
     "gpus: all\n": "1:7: gpus: should be a list, not 'all'",
 }
 
@@ -37,6 +42,21 @@ def test_what_is_wrong_stands_at_its_place(text: str, tmp_path: Path) -> None:
 def test_nothing_but_comments_is_all_defaults(tmp_path: Path) -> None:
     (tmp_path / "devices.yaml").write_text("# gpus: []\n")
     assert read_devices(tmp_path / "devices.yaml") == Devices()
+
+
+def test_vllm_is_found_beside_the_file_and_handed_to_the_step(tmp_path: Path) -> None:
+    """An environment's `python` is a link: followed, it would be the interpreter of another one."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "devices.yaml").write_text(
+        "vllm: {python: bin/python, options: {max_num_seqs: 64, enforce_eager: true}}\n"
+    )
+    handed = read_devices(tmp_path / "devices.yaml").device("GEN", None).vllm
+    assert handed == {
+        "python": str(tmp_path / "bin" / "python"),
+        "options": {"max_num_seqs": 64, "enforce_eager": True},
+    }
+    assert Devices().device("GEN", None).vllm == {"options": {}}
 
 
 @pytest.mark.fault(31)

@@ -194,10 +194,10 @@ def test_an_interpreter_that_dies(make, folder):
 
 def test_what_vllm_would_change_silently_is_refused(make, folder, tmp_path):
     """It draws at 0.01 where a lower temperature is asked for."""
-    from cdpo.generate.vllm_backend import _lora_rank, _sampling
+    from cdpo.generate.vllm_backend import _lora_rank, sampling_of
 
     with pytest.raises(StepError, match=r"temperature 0.005: vLLM draws at 0.01"):
-        _sampling(Item([2], 0, 0.005), SamplingParams(), [3])
+        sampling_of(Item([2], 0, 0.005), SamplingParams(), [3])
     for config, rank in (({"r": 24}, 32), ({"r": 8, "rank_pattern": {"q_proj": 100}}, 128), ({"r": 512}, 512)):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
         assert _lora_rank(tmp_path) == rank
