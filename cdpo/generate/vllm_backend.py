@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from cdpo.config.params import SamplingParams
 
 PROCESS = Path(__file__).with_name("vllm_process.py")
-#: below this vLLM draws at this temperature, with no more than a warning (_MAX_TEMP of its sampling_params.py)
-COLDEST = 0.01
+#: below the first vLLM draws at it, with no more than a warning; above the second it refuses (its sampling_params.py)
+COLDEST, HOTTEST = 0.01, 2.0
 #: what its `max_lora_rank` may be (MaxLoRARanks of its config/lora.py)
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -79,15 +79,15 @@ class VllmBackend:
         done: Container[int] = (),
     ) -> Iterator[tuple[int, Sampled]]:
         """See `Backend`. Raises StepError where vLLM is not installed, cannot run the model, or ends too early."""
-        asked = [at for at in range(len(items)) if at not in done]
+        asked = {at: sampling_of(items[at], sampling, end_ids) for at in range(len(items)) if at not in done}
         if not asked:
             return
         # Its context is what these need and no more: memory for a whole one is asked for when it starts.
         process = self._ready(max(len(items[at].prompt_ids) for at in asked) + sampling.max_new_tokens)
         left = set(asked)
         try:
-            for at in asked:
-                process.send(at=at, prompt_ids=items[at].prompt_ids, sampling=sampling_of(items[at], sampling, end_ids))
+            for at, settings in asked.items():
+                process.send(at=at, prompt_ids=items[at].prompt_ids, sampling=settings)
             process.send(run=True)
             while left:
                 said = process.receive(f"with {len(left)} of {len(asked)} responses to come")
@@ -140,10 +140,10 @@ def sampling_of(item: Item, sampling: "SamplingParams", end_ids: Sequence[int]) 
     if not sampling.do_sample:
         return {**ends, "temperature": 0.0}
     temperature = sampling.temperature if item.temperature is None else item.temperature
-    if temperature < COLDEST:
+    if not COLDEST <= temperature <= HOTTEST:
         raise StepError(
-            f"temperature {temperature}: vLLM draws at {COLDEST} wherever less is asked; take `do_sample: false`, "
-            f"{COLDEST} or more, or `backend: transformers`"
+            f"temperature {temperature}: vLLM draws at {COLDEST} to {HOTTEST}; take one of these, "
+            "`do_sample: false`, or `backend: transformers`"
         )
     return {
         **ends,

@@ -192,12 +192,15 @@ def test_an_interpreter_that_dies(make, folder):
         list(make(folder, python="/bin/false").generate([Item([2], 0)], SamplingParams(), end_ids=[3]))
 
 
-def test_what_vllm_would_change_silently_is_refused(make, folder, tmp_path):
-    """It draws at 0.01 where a lower temperature is asked for."""
+def test_what_vllm_would_draw_otherwise_is_refused(tmp_path):
+    """It draws at 0.01, with a warning in its log, where a lower temperature is asked for."""
     from cdpo.generate.vllm_backend import _lora_rank, sampling_of
 
-    with pytest.raises(StepError, match=r"temperature 0.005: vLLM draws at 0.01"):
-        sampling_of(Item([2], 0, 0.005), SamplingParams(), [3])
+    for temperature in (0.005, 2.5):
+        with pytest.raises(StepError, match=rf"temperature {temperature}: vLLM draws at 0.01 to 2.0"):
+            sampling_of(Item([2], 0, temperature), SamplingParams(), [3])
+    for temperature in (0.01, 2.0):
+        assert sampling_of(Item([2], 7, temperature), SamplingParams(top_p=0.5), [3])["temperature"] == temperature
     for config, rank in (({"r": 24}, 32), ({"r": 8, "rank_pattern": {"q_proj": 100}}, 128), ({"r": 512}, 512)):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
         assert _lora_rank(tmp_path) == rank
