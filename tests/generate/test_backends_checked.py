@@ -7,12 +7,15 @@ from typing import Any
 import backend_checks as checks
 import pytest
 import torch
+from cdpo.pipelines.gen import run
 
 from cdpo.config.params import SamplingParams
 from cdpo.errors import OutOfMemory, StepError
 from cdpo.generate.backend import Backend, Item
 from cdpo.generate.continuous_backend import ContinuousBackend
+from cdpo.generate.responses import read_responses
 from cdpo.generate.transformers_backend import TransformersBackend
+from cdpo.models import load_policy
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,16 @@ def test_both_draw_the_same(folder, adapter):
     assert [each[:2] for each in ours[0]] == [each[:2] for each in ours[1]]
 
 
+def test_gen_writes_the_same_rows_by_continuous_batching(gen_step):
+    rows = []
+    for batching in ("static", "continuous"):
+        step = gen_step(batching, batching=batching, samples=2, limit=10)
+        run(step)
+        rows.append([{**row, "logprobs": None} for row in read_responses(step.out)])
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 20
+
+
 def test_the_models_own_generation_config_is_not_asked(folder):
     """A penalty there would bend every distribution, silently."""
     model = checks.load(folder)
@@ -99,6 +112,17 @@ def test_the_models_own_generation_config_is_not_asked(folder):
     sampling = SamplingParams(max_new_tokens=24)
     bent = checks.answers(ContinuousBackend(model, rows=4), items, sampling)
     assert [each[:2] for each in bent] == [each[:2] for each in checks.answers(static(folder, None), items, sampling)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu(folder, adapter):
+    items = [Item(each, at, None if at % 2 else 0.6) for at, each in enumerate(checks.prompts(30))]
+    sampling = SamplingParams(top_k=40, top_p=0.95, max_new_tokens=24)
+    model = load_policy(folder, adapter, device=torch.device("cuda"))
+    ours = checks.answers(ContinuousBackend(model, rows=7), items, sampling)
+    theirs = checks.answers(TransformersBackend(model, pad_id=checks.PAD, batch_size=7), items, sampling)
+    assert [each[:2] for each in ours] == [each[:2] for each in theirs]
 
 
 def test_continuous_batching_leaves_the_model_as_it_was(folder):

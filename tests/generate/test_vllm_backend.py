@@ -1,5 +1,6 @@
 """`backend: vllm` with a real vLLM, in the environment that `make vllm-env` makes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,11 +14,13 @@ from typing import Any
 
 import backend_checks as checks
 import pytest
+from cdpo.pipelines.gen import run
 
 from cdpo.config.params import SamplingParams
 from cdpo.engine.process import identity, is_alive
 from cdpo.errors import StepError
 from cdpo.generate.backend import Item
+from cdpo.generate.responses import read_responses
 from cdpo.generate.vllm_backend import VllmBackend
 from tests.conftest import ROOT
 
@@ -102,6 +105,38 @@ def test_what_the_model_says_of_sampling_and_ends_is_not_asked(make, folder, tmp
         with closing(make(model)) as backend:
             found.append(checks.answers(backend, items, sampling))
     assert [each[:2] for each in found[0]] == [each[:2] for each in found[1]]
+
+
+@pytest.mark.slow
+@real
+def test_gen_goes_on_where_it_was_killed(gen_step, folder):
+    """What vLLM had finished is in the journal; the rows are those of a run that nobody killed."""
+    settings = {"backend": "vllm", "limit": 30, "max_new_tokens": 200}
+    whole, cut = gen_step("whole", **settings), gen_step("cut", **settings)
+    for step in (whole, cut):
+        step.inputs = {**step.inputs, "model": str(folder)}
+        step.device.vllm = {"python": PYTHON, "options": {**OPTIONS, "max_num_seqs": 2}}
+    run(whole)
+    described = json.loads((cut.work / "step.json").read_text())
+    described |= {"inputs": cut.inputs, "device": dataclasses.asdict(cut.device)}
+    (cut.work / "step.json").write_text(json.dumps(described))
+    process = subprocess.Popen([sys.executable, "-m", "cdpo.pipelines.gen", str(cut.work)], cwd=ROOT)
+    journal = cut.checkpoints / "responses.jsonl"
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= 4:
+            break
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 4 <= journal.read_bytes().count(b"\n") < 30
+    run(cut)
+    rows = [
+        [(row["prompt_id"], row["token_ids"], row["seed"]) for row in read_responses(step.out)] for step in (whole, cut)
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 30
+    assert "Initializing a V1 LLM engine" in (cut.work / "vllm.log").read_text()
 
 
 @pytest.mark.slow
