@@ -59,6 +59,8 @@ class Device:
     watchdog: dict[str, Any] | None = None
     #: the interpreter that has vLLM and arguments of its engine (cdpo/config/vllm.py)
     vllm: dict[str, Any] = field(default_factory=dict)
+    #: the server that answers for the step's model (cdpo/engine/services); None where it runs the model itself
+    service: dict[str, Any] | None = None
     #: whether as many rows at once as there would be did not fit into memory: see `fewer`
     halved: bool = False
 

@@ -18,12 +18,13 @@ from cdpo.project import Project
 
 
 def status(project: Project, as_json: bool) -> None:
-    """Every step of the frozen plan of the tasks file, and how far it is."""
+    """Every step of the frozen plan of the tasks file, and how far it is; and the services that run in its store."""
+    from cdpo.engine.services.running import services
     from cdpo.engine.status import status as states_of
 
-    steps = states_of(project.frozen(), project.store)
+    steps, serving = states_of(project.frozen(), project.store), services(project.store)
     if as_json:
-        json.dump({"steps": steps}, sys.stdout)
+        json.dump({"steps": steps, "services": serving}, sys.stdout)
         print()
         return
     counts: dict[str, dict[str, int]] = {}
@@ -36,6 +37,9 @@ def status(project: Project, as_json: bool) -> None:
     for step in steps:
         if step["state"] in ("running", "adopted", "failed", "blocked"):
             click.echo(f"{step['state']:<8} {step['pipeline']}/{step['name']}-{step['key'][:12]}{_details(step)}")
+    for each in serving:
+        pid = f", process {each['pid']}" if each["pid"] else ""
+        click.echo(f"service  {each['label']}: {each['text']}{pid}; for {', '.join(each['users']) or 'nobody'}")
 
 
 def _details(step: dict[str, object]) -> str:

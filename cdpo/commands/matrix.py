@@ -62,6 +62,7 @@ def prep(project: Project, display: Any) -> None:
 
 def show_plan(project: Project, as_json: bool) -> None:
     """Say what would run and why. Raises UsageError, after that, where it is known not to fit into memory."""
+    from cdpo.engine.services.describe import refuse_unserved
     from cdpo.plan.estimates import estimate_lines
 
     plan = project.plan()
@@ -74,6 +75,7 @@ def show_plan(project: Project, as_json: bool) -> None:
     else:
         more = [*plan.notes, *estimate_lines(project.store, todo), *fit.lines(todo)]
         click.echo(plan_table(plan, found, more))
+    refuse_unserved(project.devices(), todo)
     _refuse(fit.obstacles(todo))
 
 
@@ -82,6 +84,7 @@ def execute(
 ) -> int:
     """Run what is not finished; returns the exit code."""
     from cdpo.engine.engines import make_engine
+    from cdpo.engine.services.describe import refuse_unserved
     from cdpo.engine.show.display import make_display
     from cdpo.prepare import prepare
 
@@ -91,6 +94,8 @@ def execute(
     plan = project.plan()
     keys = chosen_keys(plan, only, runs)
     refuse_unrunnable(plan, keys)
+    if any(step.served for step in plan.steps.values()):
+        refuse_unserved(devices, _todo(plan, keys, _states(project, plan)))
     project.keep_current(plan, say, lambda plan: prepare(project, plan, devices, make_display(display)))
     refuse_unfit(project, plan, keys)
     outcome = make_engine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
@@ -110,7 +115,9 @@ def execute(
 def _smoke(project: Project, display: Any) -> int:
     """The whole matrix in little, in a store that is thrown away: the five minutes that save a night."""
     from cdpo.engine.local.engine import LocalEngine
+    from cdpo.engine.services.describe import refuse_unserved
     from cdpo.engine.show.display import make_display
+    from cdpo.engine.stop import SERVICES_GRACE, end_services
     from cdpo.plan.build import plan_file
     from cdpo.prepare import prepare
     from cdpo.store import Store
@@ -120,8 +127,13 @@ def _smoke(project: Project, display: Any) -> int:
         plan = plan_file(project.tasks, project.configs, smoke=True)
         refuse_unrunnable(plan, None)
         devices = project.devices()
+        refuse_unserved(devices, plan.steps.values())
         prepare(scratch, plan, devices, make_display(display))
-        outcome = LocalEngine(scratch.store, devices, make_display(display)).run(plan)
+        try:
+            outcome = LocalEngine(scratch.store, devices, make_display(display)).run(plan)
+        finally:
+            # before its folder goes
+            end_services(scratch.store, SERVICES_GRACE)
         for key in outcome.failed:
             work = scratch.store.work(key)
             for log in sorted(work.glob("attempt-*.log"))[-1:]:
@@ -229,7 +241,11 @@ def refuse_unfit(project: Project, plan: Plan, keys: set[str] | None) -> None:
 
     if not known(project.store):
         return
-    found = _states(project, plan)
+    _refuse(_fit(project, plan).obstacles(_todo(plan, keys, _states(project, plan))))
+
+
+def _todo(plan: Plan, keys: set[str] | None, found: dict[str, StepState]) -> list[PlannedStep]:
+    """The steps that would run for `keys` (None: the whole plan), with what they need."""
     waiting = list(plan.steps if keys is None else keys)
     todo: dict[str, PlannedStep] = {}
     while waiting:
@@ -237,7 +253,7 @@ def refuse_unfit(project: Project, plan: Plan, keys: set[str] | None) -> None:
         if step.key not in todo and found[step.key].state == "run":
             todo[step.key] = step
             waiting.extend(step.parents)
-    _refuse(_fit(project, plan).obstacles(list(todo.values())))
+    return list(todo.values())
 
 
 def _refuse(obstacles: list[str]) -> None:

@@ -11,6 +11,7 @@ from cdpo.config.launchers import Launcher, find_launcher, read_launcher
 from cdpo.config.params import Count, Params, Positive
 from cdpo.config.paths import PathError
 from cdpo.config.problems import ConfigError, Problem, suggest
+from cdpo.config.services import ServiceParams, read_services
 from cdpo.config.validation import checked
 from cdpo.config.vllm import VllmParams, with_interpreter
 from cdpo.config.watchdog import Watchdog
@@ -57,12 +58,14 @@ class Devices(Params):
     """`auto`: every GPU that nvidia-smi lists (an inherited CUDA_VISIBLE_DEVICES narrows it); a list of indices or
     UUIDs; [] for CPU only."""
     cpu_workers: Count | None = None
-    """Steps that run at once where there is no GPU. Default: one for every core, at most 4
-    (each holds a model in memory)."""
+    """Steps that run at once where there is no GPU, or beside the GPUs because a server has those. Default: one for
+    every core, at most 4 (each holds a model in memory)."""
     threads: Count | None = None
     """torch threads of each process. Default: the cores shared out among the workers."""
     pipelines: dict[str, PipelineDevices] = Field(default_factory=dict)
     """By pipeline name; `default` holds for those not named."""
+    services: dict[str, ServiceParams] = Field(default_factory=dict)
+    """The servers of steps with `backend: openai`, by pipeline name; `default` holds for those not named."""
     checkpoint_minutes: Positive = 10.0
     """A training step saves what it needs to go on so often, and where it is told to stop."""
     watchdog: Annotated[
@@ -76,6 +79,21 @@ class Devices(Params):
 
     def of(self, pipeline: str) -> PipelineDevices:
         return self.pipelines.get(pipeline) or self.pipelines.get(DEFAULT) or PipelineDevices()
+
+    def service(self, pipeline: str) -> ServiceParams | None:
+        """The service of the steps of `pipeline` that need one; None where none is named."""
+        return self.services.get(pipeline) or self.services.get(DEFAULT)
+
+    def gpus_of(self, pipeline: str, served: bool) -> int:
+        """GPUs of one step, where there are any: one for each process, or those of its server."""
+        if not served:
+            return self.of(pipeline).processes
+        service = self.service(pipeline)
+        return service.processes if service is not None and service.url is None else 0
+
+    def nodes_of(self, pipeline: str, served: bool) -> int:
+        """Machines of one step: a server and who asks it are on one."""
+        return 1 if served else self.of(pipeline).nodes
 
     def workers(self) -> int:
         """Steps that may run at once on the CPU."""
@@ -132,15 +150,17 @@ def read_devices(path: Path) -> Devices:
     document = read_yaml(path, may_be_empty=True)
     found, problems = checked(Devices, document.value, document, ())
     known = [DEFAULT, *pipelines()]
-    for name in found.pipelines if found else ():
-        if name not in known:
-            message = f"no pipeline is called {name!r}{suggest(name, known)}"
-            problems.append(document.problem(("pipelines", name), message, at_key=True))
+    for key, names in (("pipelines", found.pipelines), ("services", found.services)) if found else ():
+        for name in names:
+            if name not in known:
+                message = f"no pipeline is called {name!r}{suggest(name, known)}"
+                problems.append(document.problem((key, name), message, at_key=True))
     if found:
         found, wrong = _with_launchers(found, document, path.parent)
         vllm, without = with_interpreter(found.vllm, document, path.parent)
-        found = found.model_copy(update={"vllm": vllm})
-        problems += wrong + without
+        services, more = read_services(found.services, document, path.parent.parent)
+        found = found.model_copy(update={"vllm": vllm, "services": services})
+        problems += [*wrong, *without, *more]
     if problems:
         raise ConfigError(problems)
     devices: Devices = found

@@ -1,6 +1,7 @@
 """`cdpo stop`: ends what runs on a store; executions first, so that they start nothing new, then workers left alone."""
 
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,9 +12,12 @@ from cdpo.engine.trees import Tree, leftovers, store_mark
 from cdpo.engine.watch import proc
 from cdpo.errors import CdpoError
 from cdpo.store import Store
+from cdpo.store.services import rooms
 
 #: seconds that an execution, or a worker, has to end after SIGTERM: a large checkpoint is written in that time
 GRACE = 120.0
+#: and a service to end its server and remove what it made for it
+SERVICES_GRACE = 10.0
 PAUSE = 0.05
 
 
@@ -21,8 +25,9 @@ def stop(store: Store, grace: float = GRACE) -> list[str]:
     """End the executions and the workers of `store` on this machine; returns the keys of the steps that ran.
 
     Both are told by SIGTERM and killed if they live on after `grace` seconds each, and with the workers all that they
-    started. What they did remains: the steps are begun again by the next execute. Only processes that the store
-    knows by pid and start time, or that carry its mark, are signalled. Raises CdpoError where some will not go.
+    started; services end with them. What they did remains: the steps are begun again by the next execute. Only
+    processes that the store knows by pid and start time, or that carry its mark, are signalled. Raises CdpoError where
+    some will not go.
     """
     if not store.root.exists():
         return []
@@ -41,11 +46,26 @@ def stop(store: Store, grace: float = GRACE) -> list[str]:
 
         if _wait(gone, grace):
             break
+    end_services(store, SERVICES_GRACE)
     everything = Tree(store_mark(store))
     if not _wait(lambda: not everything.kill(), grace):
         names = ", ".join(describe(who["pid"]) for who in everything.kill())
         raise CdpoError(f"{store.root}: killed and not gone after {grace:.0f} s: {names}; see `ps -o stat,wchan,cmd`")
     return ran
+
+
+def end_services(store: Store, grace: float) -> bool:
+    """Have the keepers of all services of `store` on this machine end them; whether they did in so many seconds."""
+    told = []
+    for room in rooms(store):
+        if not room.is_kept():
+            continue
+        said = room.state()
+        # on a store that several machines see, each has services of its own
+        if said is not None and said["host"] == socket.gethostname():
+            _send(said["keeper"], signal.SIGTERM)
+            told.append(room)
+    return _wait(lambda: not any(room.is_kept() for room in told), grace)
 
 
 def _tell_workers(store: Store, number: int, told: set[int]) -> bool:

@@ -1,7 +1,7 @@
 """The processes of a step wherever they went: sessions of their own, daemons, ranks whose launcher is gone.
 
-A worker is started with a mark in its environment, which whatever it starts inherits; /proc tells who carries it. (A
-process that wipes its environment and leaves its session escapes.)
+A worker, or the keeper of a service, is started with a mark in its environment, which whatever it starts inherits;
+/proc tells who carries it. (A process that wipes its environment and leaves its session escapes.)
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 
 from cdpo.engine.process import Identity, identity, is_alive, send
 from cdpo.engine.watch import proc
-from cdpo.store import Store
+from cdpo.store import Store, services
 
 #: environment variable that holds the mark
 MARK = "CDPO_STEP"
@@ -28,7 +28,7 @@ def new_mark(store: Store, key: str) -> str:
 
 
 def key_of(mark: str) -> str:
-    """The key of the step that a mark was made for."""
+    """The key of the step that a mark was made for; of a service's, its name after SERVICE."""
     return mark.split("/")[1]
 
 
@@ -64,7 +64,7 @@ def marked(beginning: str) -> dict[str, list[Identity]]:
 
 
 def leftovers(store: Store) -> list[str]:
-    """Marks of attempts at steps of `store` that are over, and of which a process lives all the same."""
+    """Marks of attempts at steps of `store`, and of keepers, that are over, and of which something still lives."""
     if not store.root.exists():
         return []
     return [mark for mark in marked(store_mark(store)) if _is_over(store, mark)]
@@ -72,6 +72,8 @@ def leftovers(store: Store) -> list[str]:
 
 def _is_over(store: Store, mark: str) -> bool:
     key = key_of(mark)
+    if key.startswith(services.SERVICE):
+        return services.is_over(store, mark)
     # An attempt's worker has the lock from before its start to its end ...
     if not store.is_locked(key):
         return True

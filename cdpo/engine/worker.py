@@ -19,6 +19,7 @@ from cdpo import disk, memory, stopping
 from cdpo.engine import again, stall
 from cdpo.engine.process import identity, user_name
 from cdpo.engine.program import load_run
+from cdpo.engine.services import client as services
 from cdpo.errors import CdpoError, OutOfMemory, StepError
 from cdpo.files import read_json, write_json
 from cdpo.step import Step
@@ -121,9 +122,10 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
     (work / "out").mkdir()
     step = Step.read(work)
     silence = (step.device.watchdog or {}).get("stall_minutes")
-    with stall.watched(work, silence, lambda reason: _failed(work, launch, 1, reason)):
+    with stall.watched(work, silence, lambda reason: _failed(work, launch, 1, reason)), services.held(step):
         _check_inputs(work, described)
         _build(work, described)
+        services.begin(step)
         if step.device.processes > 1 or step.device.accelerate_config is not None:
             from cdpo.engine.ranks import launchers
 

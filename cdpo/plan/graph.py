@@ -42,6 +42,11 @@ class PlannedStep:
         return list(dict.fromkeys([*(each["step"] for each in self.inputs.values() if "step" in each), *self.shards]))
 
     @property
+    def served(self) -> bool:
+        """Whether a server answers for its model (the roles `model` and `model_adapter`), so that it needs no GPU."""
+        return self.params.get("backend") == "openai"
+
+    @property
     def label(self) -> str:
         """How the step is called on screens: `DPO/tiny_playground_beta0.1_s0-3fa2c1d4e5b6`."""
         return f"{self.pipeline}/{self.name}-{self.key[:12]}"

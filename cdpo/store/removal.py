@@ -13,6 +13,7 @@ from typing import Literal
 
 from cdpo.errors import DamagedFile
 from cdpo.files import read_json, write_json
+from cdpo.store import services
 from cdpo.store.names import key_of, short
 from cdpo.store.publish import EVICTED, MANIFEST
 from cdpo.store.store import Store
@@ -26,7 +27,7 @@ class Removal:
     """One thing to remove."""
 
     #: "weights": those files of a finished step that hold weights; otherwise the whole of `path`
-    kind: Literal["step", "weights", "work", "job", "aside", "ref"]
+    kind: Literal["step", "weights", "work", "job", "service", "aside", "ref"]
     path: Path
     bytes: int
     why: str
@@ -102,6 +103,10 @@ def plan_gc(store: Store, weights: Collection[str] = ()) -> list[Removal]:
     for path in sorted([*store.jobs.glob("*.json"), *store.jobs.glob("slurm/*")]):
         if short(path.stem) in steps:
             found.append(Removal("job", path, size_of(path), "what a batch job was told, and its logs; it is finished"))
+    for room in services.rooms(store):
+        if not room.is_kept() and not room.is_used():
+            why = "the logs of a server that has ended"
+            found.append(Removal("service", room.folder, size_of(room.folder), why))
     for path in sorted((store.root / "work").glob(".*-*")):
         if not Path(f"/proc/{path.name.split('-')[-1]}").exists():
             found.append(Removal("aside", path, size_of(path), "left over from a copy or a removal that was killed"))
@@ -114,6 +119,10 @@ def plan_gc(store: Store, weights: Collection[str] = ()) -> list[Removal]:
 def remove(store: Store, removals: Iterable[Removal]) -> Iterator[Removal]:
     """Carry out `removals`, yielding each that was; one whose step is being made, or read, now is left alone."""
     for each in removals:
+        if each.kind == "service":
+            if services.Room(each.path).remove(lambda path: _delete(store, path)):
+                yield each
+            continue
         if each.key is None:
             _delete(store, each.path)
             yield each

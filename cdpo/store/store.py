@@ -5,6 +5,7 @@ steps/<PIPELINE>/<name>-<key12>/           immutable; exists == complete
 work/<key>/                                in progress, or failed
 refs/<tag>/<run>.json                      which steps make up a run
 locks/                                     held by whoever makes a step; empty when nothing runs
+services/<name>/                           servers that steps need; see cdpo/store/services.py
 aside/                                     steps that were damaged or redone, kept until `cdpo gc`
 events.jsonl                               what happened, append-only
 """

@@ -26,6 +26,20 @@ WRONG = {
     "vllm: {python: /}\n": "1:16: vllm.python: / is no program: name the interpreter",
     "vllm: {options: {dtype: half}}\n": "1:18: vllm.options.dtype: unknown key",
     "vllm: {options: {gpu_memory_utilization: 1.5}}\n": "1:42: vllm.options.gpu_memory_utilization: should be",
+    "services: {GENN: {server: vllm}}\n": "1:12: services.GENN: no pipeline is called 'GENN' (did you mean 'GEN'?)",
+    "services: {GEN: {server: vlm}}\n": "1:26: services.GEN.server: should be 'vllm' or 'transformers', not 'vlm'",
+    "services: {GEN: {servers: vllm}}\n": "1:18: services.GEN.servers: unknown key (did you mean 'server'?)",
+    "services: {GEN: {restarts: 2}}\n": "1:17: services.GEN: names no server: write `server: vllm`",
+    "services: {GEN: {server: []}}\n": "1:26: services.GEN.server: List should have at least 1 item",
+    "services: {GEN: {server: vllm, restarts: -1}}\n": "1:42: services.GEN.restarts: should be greater than or equal",
+    "services: {GEN: {server: vllm, model: x}}\n": "1:39: services.GEN.model: belongs to `url`",
+    "services: {GEN: {server: vllm, options: [--port=1]}}\n": "1:41: services.GEN.options: --port is set by cdpo",
+    "services: {GEN: {server: vllm, api_key: sk-12}}\n": "1:41: services.GEN.api_key: should be the name of the env",
+    "services: {GEN: {server: [x, '{port}']}}\n": "1:26: services.GEN.server: has no {model}",
+    "services: {GEN: {server: [x, '{port}', '{model}', '{gpu}']}}\n": "1:26: services.GEN.server: {gpu} stands for",
+    "services: {GEN: {url: 'http://x/v1', processes: 2}}\n": "1:38: services.GEN.processes: leave it out: `url` names",
+    "services: {GEN: {url: 'x:8000/v1'}}\n": "1:23: services.GEN.url: should be like http://HOST:PORT/v1",
+    "services: {GEN: {url: 'http://me:pw@x/v1'}}\n": "1:23: services.GEN.url: keep the key out of it",
     "gpus: all\n": "1:7: gpus: should be a list, not 'all'",
 }
 
@@ -69,6 +83,24 @@ def test_micro_batches_by_card_and_default() -> None:
     assert devices.device("DPO", None).micro_batch is None
     assert devices.device("DPO", None).distributed_type == "MULTI_CPU"
     assert devices.device("SFT", "anything").micro_batch == 3
+
+
+def test_services_are_read_by_pipeline_with_whole_paths(tmp_path: Path) -> None:
+    file = tmp_path / "configs" / "devices.yaml"
+    file.parent.mkdir()
+    mine = "default: {server: [python, s.py, '{port}', '{model}']}"
+    file.write_text(f"services: {{GEN: {{server: vllm, python: envs/bin/python, processes: 2}}, {mine}}}\n")
+    devices = read_devices(file)
+    service = devices.service("GEN")
+    assert service is not None
+    assert service.python == str(tmp_path / "envs/bin/python")
+    assert (devices.gpus_of("GEN", True), devices.gpus_of("GEN", False)) == (2, 1)
+    assert (service.ready_minutes, service.restarts, service.concurrency) == (10.0, 3, 16)
+    other = devices.service("EVALREWARD")
+    assert other is not None
+    assert other.server == ["python", "s.py", "{port}", "{model}"]
+    assert Devices.model_validate(devices.model_dump(mode="json")) == devices
+    assert Devices().service("GEN") is None
 
 
 def test_editors_get_a_schema_of_it() -> None:

@@ -18,6 +18,7 @@ from cdpo.engine.batch.backend import Backend, JobState, Unreachable
 from cdpo.engine.outcome import Outcome
 from cdpo.engine.program import modules_for
 from cdpo.engine.selection import Selection, select
+from cdpo.engine.services.describe import refuse_unserved
 from cdpo.engine.show.display import Display, Silent
 from cdpo.engine.show.eta import Estimate
 from cdpo.engine.show.reporter import Reporter
@@ -318,6 +319,7 @@ class BatchEngine:
         back. Raises UsageError where a step cannot be run, and Unreachable where the batch system does not answer.
         """
         selection = select(plan, self.store, keys)
+        refuse_unserved(self.devices, (plan.steps[key] for key in selection.todo))
 
         def shards(pipeline: str) -> int:
             wanted = self.devices.of(pipeline).shards

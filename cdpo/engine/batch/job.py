@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 from cdpo.engine import launch, trees
 from cdpo.engine.gpus import nvml, pool
 from cdpo.engine.gpus.slots import Place
+from cdpo.engine.services.describe import served_device
 from cdpo.engine.worker import LAUNCH
 from cdpo.errors import CdpoError
 from cdpo.files import read_json, write_json
 from cdpo.store import Store
+from cdpo.store.claims import JOB_VARIABLES
 from cdpo.store.locks import Lock
 from cdpo.store.names import short
+from cdpo.store.services import SERVICE
 
 if TYPE_CHECKING:
     from cdpo.config.devices import Devices
@@ -73,10 +76,14 @@ def main(root: Path, key: str) -> None:
     parents = {parent: _folder(store, parent, named) for parent, named in described["parents"].items()}
     devices = Devices.model_validate(described["devices"])
     place = _place(step, devices)
-    device = devices.device(step.pipeline, place.card)
-    work = launch.describe(
-        store, step, launch.local_inputs(step, store.work(key), parents), described["module"], device
-    )
+    inputs = launch.local_inputs(step, store.work(key), parents)
+    if step.served:
+        # the GPUs are its server's
+        device = served_device(store, step, inputs, devices, [gpu.uuid for gpu in place.gpus], job=_job())
+        place = Place(-1, place.label)
+    else:
+        device = devices.device(step.pipeline, place.card)
+    work = launch.describe(store, step, inputs, described["module"], device)
     attempt, log, stream = launch.open_log(work)
     print(f"{step.label}: its output goes to {log}", flush=True)
     for descriptor in (1, 2):
@@ -124,8 +131,8 @@ def _end_leftovers(store: Store, key: str) -> None:
     """
     limit = time.monotonic() + LEAVING
     for mark in trees.leftovers(store):
-        if trees.key_of(mark) == key:
-            print(f"kills what an earlier attempt at {short(key)} left running", flush=True)
+        if trees.key_of(mark) == key or trees.key_of(mark).startswith(SERVICE):
+            print(f"kills what an earlier attempt at {short(key)}, or its server, left running", flush=True)
             tree = trees.Tree(mark)
             while tree.kill() and time.monotonic() < limit:
                 time.sleep(PAUSE / 10)
@@ -159,16 +166,23 @@ def _place(step: "PlannedStep", devices: "Devices") -> Place:
     where = socket.gethostname()
     if devices.gpus == []:
         return Place(-1, where)
+    wanted = devices.gpus_of(step.pipeline, step.served) // devices.nodes_of(step.pipeline, step.served)
+    if wanted == 0:
+        return Place(-1, where)
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     found = pool.choose(nvml.list_gpus(), "auto", given)
-    wanted = devices.of(step.pipeline)
-    if len(found) < wanted.processes // wanted.nodes:
+    if len(found) < wanted:
         raise CdpoError(
-            f"{where}: {step.pipeline} has {wanted.processes // wanted.nodes} processes there, which need a GPU each, "
+            f"{where}: {step.pipeline} has {wanted} processes there, which need a GPU each, "
             f"and the batch system gave {len(found)} (CUDA_VISIBLE_DEVICES={given!r}); ask for them, "
             "or write `gpus: []` in devices.yaml"
         )
     return Place(-1, f"{where} gpu {','.join(str(gpu.index) for gpu in found)}", found)
+
+
+def _job() -> str:
+    """This job, by the batch system's name of it."""
+    return next((os.environ[name] for name in JOB_VARIABLES if os.environ.get(name)), f"process {os.getpid()}")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Ray:
         return found
 
     def submit(self, step: "PlannedStep", command: Sequence[str], after: Sequence[str]) -> str:
-        processes = self.devices.of(step.pipeline).processes
+        gpus = self.devices.gpus_of(step.pipeline, step.served)
         # the id is made here, so that a job whose submission got no answer can be submitted again without being doubled
         job = {
             "id": uuid.uuid4().hex[:12],
@@ -75,8 +75,8 @@ class Ray:
             "label": step.label,
             "command": list(command),
             "after": list(after),
-            "cpus": processes * self.devices.ray.cpus,
-            "gpus": 0 if self.devices.gpus == [] else processes,
+            "cpus": max(1, gpus) * self.devices.ray.cpus,
+            "gpus": 0 if self.devices.gpus == [] else gpus,
         }
         self._ask("submit", job)
         return str(job["id"])

@@ -112,9 +112,9 @@ class Slurm:
 
     def _parameters(self, step: "PlannedStep", after: Sequence[str]) -> dict[str, Any]:
         """submitit's parameters of the job of `step`; None stands for the cluster's default."""
-        params, wanted = self.params, self.devices.of(step.pipeline)
-        processes = wanted.processes // wanted.nodes
-        cpus = params.cpus * processes
+        params, nodes = self.params, self.devices.nodes_of(step.pipeline, step.served)
+        gpus = self.devices.gpus_of(step.pipeline, step.served) // nodes
+        cpus = params.cpus * max(1, gpus)
         minutes = None if params.hours is None else max(1, round(60 * params.hours))
         more: dict[str, Any] = {
             "kill_on_invalid_dep": "no",
@@ -130,17 +130,17 @@ class Slurm:
             "account": params.account,
             "qos": params.qos,
             "time": minutes,
-            "nodes": wanted.nodes,
+            "nodes": nodes,
             "ntasks_per_node": 1,
             "cpus_per_task": cpus,
             "mem": None if params.memory_gib is None else f"{round(1024 * params.memory_gib)}M",
-            "gpus_per_node": processes if counted else None,
+            "gpus_per_node": gpus if counted and gpus else None,
             "dependency": "afterok:" + ":".join(after) if after else None,
             "wckey": None,
             "stderr_to_stdout": True,
             "setup": setup(params.setup),
             "teardown": teardown(),
-            "use_srun": wanted.nodes == 1,
+            "use_srun": nodes == 1,
             # since SLURM 22.05 srun does not take this over from sbatch
             "srun_args": [f"--cpus-per-task={cpus}"],
         }

@@ -36,7 +36,10 @@ def lease(gpu: Gpu) -> int | None:
 
 
 def sign(descriptor: int, who: Mapping[str, Any]) -> None:
-    """Write in a lease who holds it: pid and start of the worker, user, step, store, since (seconds of the epoch)."""
+    """Write in a lease who holds it: pid and start of the worker, user, step, store, since (seconds of the epoch).
+
+    `does` says what the process does to the step, where it does not make it.
+    """
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(who).encode(), 0)
 
@@ -67,7 +70,8 @@ def describe(gpu: Gpu) -> str:
     if not who:
         return "leased a moment ago"
     since = time.strftime("%d %b %H:%M", time.localtime(who["since"]))
-    text = f"leased since {since} by {who['user']}: process {who['pid']} makes {who['step']} in {who['store']}"
+    doing = f"{who.get('does', 'makes')} {who['step']} in {who['store']}"
+    text = f"leased since {since} by {who['user']}: process {who['pid']} {doing}"
     if is_alive(who):
         return text
     return f"{text}; it has ended, and something that it started still runs (`cdpo stop --store {who['store']}`)"

@@ -66,6 +66,8 @@ class Slots:
     def __init__(self, pool: Sequence[Gpu], workers: int) -> None:
         self.pool = list(pool)
         self.total = len(self.pool) or workers
+        #: places on the CPU: their numbers come after those of the GPUs
+        self._cpu = range(len(self.pool), len(self.pool) + workers)
         self._taken: set[int] = set()
         self._occupied: dict[str, Occupied] = {}
 
@@ -76,14 +78,16 @@ class Slots:
     def take(self, processes: int, occupied: int = 0) -> Place | None:
         """A place for a step of `processes`: so many GPUs, or none; None where there is no place now.
 
-        `occupied` steps of an earlier execute, whose workers run on, hold CPU slots too (on GPUs their leases do).
+        A step of 0 processes needs no GPU, and runs on the CPU beside them. `occupied` steps of an earlier execute,
+        whose workers run on, hold CPU slots too (on GPUs their leases do).
         """
-        free = [slot for slot in range(self.total) if slot not in self._taken]
-        if not self.pool:
-            if len(free) <= occupied:
+        if not self.pool or processes == 0:
+            here = [slot for slot in self._cpu if slot not in self._taken]
+            if len(here) <= occupied:
                 return None
-            self._taken.add(free[0])
-            return Place(free[0], f"cpu {free[0]}")
+            self._taken.add(here[0])
+            return Place(here[0], f"cpu {here[0] - len(self.pool)}")
+        free = [slot for slot in range(len(self.pool)) if slot not in self._taken]
         if len(free) < processes:
             return None
         with leases.alone() as mine:

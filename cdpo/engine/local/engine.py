@@ -13,6 +13,7 @@ from cdpo.engine.local.execution import Execution
 from cdpo.engine.outcome import Outcome
 from cdpo.engine.program import modules_for
 from cdpo.engine.selection import select
+from cdpo.engine.services.describe import refuse_unserved
 from cdpo.engine.show.display import Display, Silent
 from cdpo.errors import UsageError
 from cdpo.plan.shards import cut
@@ -50,6 +51,7 @@ class LocalEngine:
         """
         selection = select(plan, self.store, keys)
         slots = Slots.of(self.devices) if selection.todo else Slots([], self.devices.workers())
+        refuse_unserved(self.devices, (plan.steps[key] for key in selection.todo))
 
         def shards(pipeline: str) -> int:
             wanted = self.devices.of(pipeline).shards
@@ -58,11 +60,13 @@ class LocalEngine:
         whole, plan = plan, cut(plan, shards, set(selection.todo))
         if plan is not whole:
             selection = select(plan, self.store, keys)
-        for pipeline in {plan.steps[key].pipeline for key in selection.todo}:
-            wanted = self.devices.of(pipeline).processes
+        todo = [plan.steps[key] for key in selection.todo]
+        for pipeline, served in {(step.pipeline, step.served) for step in todo}:
+            wanted = self.devices.gpus_of(pipeline, served)
             if slots.pool and wanted > len(slots.pool):
+                room = "services" if served else "pipelines"
                 raise UsageError(
-                    f"devices.yaml: pipelines: {pipeline}: processes: {wanted} need a GPU each, and "
+                    f"devices.yaml: {room}: {pipeline}: processes: {wanted} need a GPU each, and "
                     f"{len(slots.pool)} can be used here"
                 )
         execution = Execution(

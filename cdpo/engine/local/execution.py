@@ -17,6 +17,7 @@ from cdpo.engine.local.running import Adopted, Running
 from cdpo.engine.local.sight import Sight
 from cdpo.engine.outcome import Outcome
 from cdpo.engine.selection import Selection
+from cdpo.engine.services.describe import own_processes, served_device
 from cdpo.engine.show.display import Display
 from cdpo.engine.show.eta import Estimate
 from cdpo.engine.show.reporter import Reporter
@@ -58,6 +59,8 @@ class Execution:
         #: orphans whose worker died unseen, and that were started again
         self.retried: set[str] = set()
         self.custody = Custody(self.reporter, selection)
+        #: which kinds of steps there are: with a GPU (True), and beside the GPUs (False)
+        self.kinds = {bool(own_processes(devices, plan.steps[key])) for key in selection.todo}
         self.remains = Remains(self.reporter)
         self.sight = Sight(self.reporter)
         #: since when nothing runs for want of a GPU (time.monotonic); infinite once that is told
@@ -133,10 +136,16 @@ class Execution:
 
     def _start_ready(self) -> None:
         passed = []
-        while self.agenda:
+        #: whether steps with a GPU (True), or beside the GPUs (False), wait for those that run
+        full: set[bool] = set()
+        while self.agenda and full != self.kinds:
             key = self.agenda.take()
-            processes = self.devices.of(self.plan.steps[key].pipeline).processes
-            orphans = sum(each.orphan for each in self.adopted.values())
+            processes = own_processes(self.devices, self.plan.steps[key])
+            if bool(processes) in full:
+                passed.append(key)
+                continue
+            # beside GPUs orphans are not counted: most of them have one
+            orphans = 0 if self.slots.pool else sum(each.orphan for each in self.adopted.values())
             place = self.slots.take(processes, orphans)
             if place is not None:
                 self._start(key, place)
@@ -145,7 +154,7 @@ class Execution:
             # Smaller steps do not go first, or one of several GPUs would never find them free at once; unless it is
             # others who keep it waiting.
             if not self.slots.shut_out(processes) or self.slots.shut_out(1):
-                break
+                full.add(bool(processes))
         for key in passed:
             self.agenda.add(key)
         for text in self.slots.news():
@@ -175,8 +184,12 @@ class Execution:
             self.custody.clear(key, lock)
             self._done(key, *finished)
             return
-        device = self.devices.device(step.pipeline, place.card)
         inputs = launch.local_inputs(step, self.store.work(key), self.agenda.paths)
+        if step.served:
+            pool = [gpu.uuid for gpu in self.slots.pool]
+            device = served_device(self.store, step, inputs, self.devices, pool)
+        else:
+            device = self.devices.device(step.pipeline, place.card)
         module = self.modules.get(step.pipeline)
         self.agenda.begun(key)
         try:
@@ -240,6 +253,9 @@ class Execution:
             # from here on nothing is read, so that a store that does not answer is asked all of it again
             del self.running[key]
             self.slots.give(each.place)
+            if step.served:
+                # should its server's keeper have been killed, too
+                self.remains.look_for_earlier()
             if finished is not None:
                 self._done(key, *finished)
             elif self.signalled and code in (STOPPED, -signal.SIGTERM, -signal.SIGKILL):
