@@ -49,6 +49,9 @@ class ServiceParams(Params):
     """Within so long it must answer; loading a model counts, waiting for a GPU does not."""
     restarts: Annotated[int, Field(ge=0)] = 3
     """So many times one that was ready and died, or fell silent, is started again."""
+    api: Literal["vllm", "transformers", "openai"] | None = None
+    """Whose form of the API a command of your own, or the server at `url`, speaks: vLLM's tells token ids, ... Default:
+    OpenAI's."""
     url: str | None = None
     """Where a server answers that somebody else started: `http://HOST:PORT/v1`. It serves one model."""
     model: str | None = None
@@ -84,6 +87,8 @@ def _wrong(service: ServiceParams) -> Iterator[tuple[str | None, str]]:
             yield None, "names no server: write `server: vllm` (or transformers, a command), or `url:` of one that runs"
         else:
             yield from _wrong_server(service, service.server)
+        if service.api is not None and isinstance(service.server, str):
+            yield "api", f"leave it out: {service.server} speaks its own"
         if service.model is not None:
             yield "model", "belongs to `url`: a server that cdpo starts has the model of its step"
         return

@@ -125,7 +125,6 @@ def _make(work: Path, launch: dict[str, Any], started: float) -> None:
     with stall.watched(work, silence, lambda reason: _failed(work, launch, 1, reason)), services.held(step):
         _check_inputs(work, described)
         _build(work, described)
-        services.begin(step)
         if step.device.processes > 1 or step.device.accelerate_config is not None:
             from cdpo.engine.ranks import launchers
 

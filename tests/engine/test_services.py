@@ -297,4 +297,5 @@ def test_a_server_that_somebody_else_started_is_asked_and_left_alone(serving):
         assert {(row["pid"], row["model"]) for row in serving.rows(key)} == {(server.pid, "theirs")}
         assert server.poll() is None
     assert serving.rooms() == []
-    assert read_json(serving.store.find(key) / "step.json")["device"]["service"]["url"] == url
+    told = read_json(serving.store.find(key) / "step.json")["device"]["service"]
+    assert (told["url"], told["api"], told["concurrency"]) == (url, "openai", 16)

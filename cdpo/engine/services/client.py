@@ -15,9 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cdpo.engine import trees
 from cdpo.engine.services import probe
@@ -41,27 +40,26 @@ LOCK = "CDPO_SERVICE_LOCK"
 _held: set[Path] = set()
 
 
-@dataclass(frozen=True)
-class Address:
-    #: with /v1
+class Address(NamedTuple):
+    """Where a server is: `url` ends in /v1, `model` is what it calls the step's model."""
+
     url: str
-    #: what the server calls the step's model
     model: str
 
 
 class Service:
-    """The service of a step, which must have one (`step.device.service`)."""
+    """The service of a step, which must have one (`step.device.service`); its server is started where none runs."""
 
     def __init__(self, step: Step) -> None:
         given = step.device.service
         if given is None:
-            raise StepError(
-                f"{step.pipeline}/{step.name}: it needs a server, and its step.json names none (`services:`)"
-            )
+            raise StepError(f"{step.pipeline}/{step.name} needs a server, and its step.json names none (`services:`)")
         self.step = step
         self.given: Mapping[str, Any] = given
         self._told = ""
         self._lost = 0
+        #: since when it is waited for (time.monotonic)
+        self._since: float | None = None
         self._room: Room | None = None
         if "folder" in given:
             self._room = Room(Path(given["folder"]))
@@ -72,16 +70,18 @@ class Service:
 
     def address(self) -> Address:
         """Where the server answers now, once it does. Raises StepError where it will not."""
-        if self._room is None:
-            return self._external()
-        while True:
-            found = self._look(self._room)
-            if found is not None:
-                return found
-            self.step.alive()
+        while (found := self.look()) is None:
             time.sleep(PAUSE)
+        return found
 
-    def _look(self, room: Room) -> Address | None:
+    def look(self) -> Address | None:
+        """Where the server answers now; None where it does not yet, so that one looks again. Raises StepError."""
+        self.step.alive()
+        found = self._external() if self._room is None else self._kept(self._room)
+        self._since = None if found is not None else self._since or time.monotonic()
+        return found
+
+    def _kept(self, room: Room) -> Address | None:
         kept, state = room.is_kept(), room.state() or {}
         if state.get("state") == "failed":
             raise StepError(state["reason"])
@@ -113,23 +113,21 @@ class Service:
             self._told = state["text"]
             self.step.note(f"its server: {state['text']}")
 
-    def _external(self) -> Address:
-        url, key, limit = self.given["url"], self.given["api_key"], time.monotonic() + PATIENCE
-        while True:
-            try:
-                models = probe.listed(url, key)
-                if models is not None:
-                    return Address(url, self._chosen(url, models))
-                why = "it lists no models yet"
-            except OSError as error:
-                why = str(getattr(error, "reason", error))
-            except probe.Unfit as error:
-                raise StepError(str(error)) from None
-            if time.monotonic() > limit:
-                raise StepError(f"no server answers at {url} ({why}); start it, or correct `url:` in devices.yaml")
-            self._tell({"state": "waiting", "text": f"waits for {url}: {why}"})
-            self.step.alive()
-            time.sleep(10 * PAUSE)
+    def _external(self) -> Address | None:
+        url, key = self.given["url"], self.given["api_key"]
+        try:
+            models = probe.listed(url, key)
+            if models is not None:
+                return Address(url, self._chosen(url, models))
+            why = "it lists no models yet"
+        except OSError as error:
+            why = str(getattr(error, "reason", error))
+        except probe.Unfit as error:
+            raise StepError(str(error)) from None
+        if self._since is not None and time.monotonic() - self._since > PATIENCE:
+            raise StepError(f"no server answers at {url} ({why}); start it, or correct `url:` in devices.yaml")
+        self._tell({"state": "waiting", "text": f"waits for {url}: {why}"})
+        return None
 
     def _chosen(self, url: str, models: list[str]) -> str:
         named = self.given["model"]
@@ -190,10 +188,3 @@ def held(step: Step) -> Iterator[None]:
         limit = time.monotonic() + ENDING
         while room.is_kept() and time.monotonic() < limit:
             time.sleep(PAUSE)
-
-
-def begin(step: Step) -> None:
-    """Have the server of a step started, where it has one, while the step itself begins."""
-    given = step.device.service
-    if given is not None and "folder" in given:
-        keep(Room(Path(given["folder"])), given["keep"])

@@ -3,8 +3,9 @@
     {"url": ..., "model": ...}      a server that somebody else started
     {"folder": ..., "keep": {...}}  the room of a service that cdpo keeps, and what its keeper is to be told
 
-and in both `concurrency`, `timeout_seconds`, `retries`, `api_key` (the name of a variable, never the key), for whoever
-asks the server. The name of a room is a hash of what is served, how and where, so that all steps of one model share it.
+and in both `api` (what the server speaks: vllm, transformers or openai), `concurrency`, `timeout_seconds`, `retries`,
+and `api_key` (the name of a variable, never the key), for whoever asks the server. The name of a room is a hash of what is
+served, how and where, so that all steps of one model share it.
 """
 
 import os
@@ -58,7 +59,9 @@ def served_device(
     assert service is not None, "obstacles() was not asked"
     own = devices.device(step.pipeline, None)
     alone = replace(own, processes=1, nodes=1, distributed_type="NO", accelerate_config=None, zero_stage=None)
-    return replace(alone, fsdp_version=None, service=_described(store, step, inputs, service, gpus, job))
+    return replace(
+        alone, fsdp_version=None, service=_described(store, step, inputs, service, devices.vllm.python, gpus, job)
+    )
 
 
 def _described(
@@ -66,17 +69,19 @@ def _described(
     step: "PlannedStep",
     inputs: Mapping[str, str | list[str]],
     service: "ServiceParams",
+    vllm: str | None,
     gpus: Sequence[str],
     job: str | None,
 ) -> dict[str, Any]:
-    asking = {name: getattr(service, name) for name in ASKING}
+    own = service.server if isinstance(service.server, str) else None
+    asking = {"api": own or service.api or "openai", **{name: getattr(service, name) for name in ASKING}}
     if service.url is not None:
         return {"url": service.url.rstrip("/"), "model": service.model, **asking}
     served = {
         "model": step.inputs[MODEL],
         "adapter": step.inputs.get(ADAPTER),
         "server": service.server,
-        "python": service.python or sys.executable,
+        "python": service.python or (vllm if service.server == "vllm" else None) or sys.executable,
         "options": service.options,
         "processes": service.processes,
         "api_key": service.api_key,
