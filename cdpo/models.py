@@ -1,7 +1,6 @@
 """Models and tokenizers from local folders, in the type and on the device that a step asks for."""
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from transformers import logging as transformers_logging
 
 from cdpo.errors import StepError
 from cdpo.step import Device
+from cdpo.stored import stored_dtype
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_STORED = {"F64": "fp32", "F32": "fp32", "BF16": "bf16", "F16": "fp16"}
-_CONFIGURED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 transformers_logging.disable_progress_bar()
 
@@ -36,22 +34,6 @@ def torch_device(device: Device) -> torch.device:
     card = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(card)
     return card
-
-
-def stored_dtype(folder: Path) -> str:
-    """`fp32`, `bf16` or `fp16`: the type that most of the stored weights have, judged by the first file of them."""
-    for path in sorted(folder.glob("*.safetensors"))[:1]:
-        with open(path, "rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        bytes_of: dict[str, int] = {}
-        for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] in _STORED:
-                kind = _STORED[entry["dtype"]]
-                bytes_of[kind] = bytes_of.get(kind, 0) + entry["data_offsets"][1] - entry["data_offsets"][0]
-        if bytes_of:
-            return max(bytes_of, key=lambda kind: bytes_of[kind])
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return _CONFIGURED.get(config.get("dtype") or config.get("torch_dtype") or "", "fp32")
 
 
 def compute_dtype(dtype: str, folder: Path, device: torch.device) -> str:

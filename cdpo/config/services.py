@@ -21,8 +21,11 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 STARTED = ("server", "python", "options", "processes", "ready_minutes", "restarts")
 #: options that cdpo gives a server itself
 OWN = {
-    "vllm": ("--host", "--port", "--model", "--served-model-name", "--tensor-parallel-size", "--lora-modules"),
-    "transformers": ("--host", "--port"),
+    "vllm": (
+        *("--host", "--port", "--model", "--served-model-name", "--tensor-parallel-size", "--lora-modules"),
+        *("--dtype", "--logprobs-mode", "--generation-config"),
+    ),
+    "transformers": ("--host", "--port", "--dtype", "--attn-implementation"),
 }
 
 

@@ -1,5 +1,6 @@
 """The backend that a step asks for, ready to answer."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ BATCH = 32
 def open_backend(step: "Step", params: "GenerationParams", tokenizer: Any, prompts: int) -> Backend:
     """What answers the `prompts` prompts of `step`: its policy is the input `model`, with `model_adapter`."""
     if params.backend == "openai":
-        raise NotImplementedError
+        return _openai(step, params, tokenizer)
     from cdpo.models import load_policy, torch_device
 
     device, adapter = torch_device(step.device), step.input("model_adapter") if step.has("model_adapter") else None
@@ -58,3 +59,23 @@ def _vllm(step: "Step", params: "GenerationParams", adapter: Path | None, device
         options=step.device.vllm.get("options"),
         alive=step.alive,
     )
+
+
+def _openai(step: "Step", params: "GenerationParams", tokenizer: Any) -> Backend:
+    from cdpo.engine.services.client import Service
+    from cdpo.generate.endpoint import Endpoint
+    from cdpo.generate.openai_backend import OpenAIBackend
+
+    service = Service(step)
+    given = service.given
+    # it has one random stream for all: the seeds of requests that overlap would mean nothing
+    concurrency = 1 if given["api"] == "transformers" else given["concurrency"]
+    endpoint = Endpoint(
+        service.look,
+        concurrency=concurrency,
+        timeout=given["timeout_seconds"],
+        retries=given["retries"],
+        api_key=os.environ.get(given["api_key"]) if given["api_key"] else None,
+        alive=step.alive,
+    )
+    return OpenAIBackend(endpoint, tokenizer, server=given["api"], route=params.endpoint, note=step.note)

@@ -10,11 +10,12 @@ import email.utils
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import openai
 
+from cdpo.engine.services.client import Address
 from cdpo.errors import StepError
 
 Answer = TypeVar("Answer")
@@ -26,13 +27,6 @@ LOOK = 0.2
 #: seconds after which a sign of life is due although nothing was answered
 SIGN = 10.0
 TRIED_AGAIN = {408, 409, 425, 429}
-
-
-class Address(NamedTuple):
-    """Where a server is: `url` ends in /v1, `model` is its name there."""
-
-    url: str
-    model: str
 
 
 class NoAnswer(Exception):

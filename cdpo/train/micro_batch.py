@@ -15,9 +15,9 @@ from cdpo.errors import StepError
 from cdpo.files import read_json, write_json
 from cdpo.measured import Measurement
 from cdpo.memory import ADVICE
-from cdpo.models import stored_dtype
 from cdpo.step import Device, Step
 from cdpo.store import Store
+from cdpo.stored import stored_dtype
 from cdpo.train import probe
 from cdpo.train.loss_types import COUPLED
 from cdpo.train.rows import Splits, context

@@ -8,6 +8,7 @@ from typing import Any
 
 from cdpo.engine.gpus.nvml import Gpu
 from cdpo.files import read_json
+from cdpo.stored import stored_dtype
 
 #: by which a server lists the model of its step
 NAME = "served"
@@ -40,9 +41,15 @@ def command(keep: Mapping[str, Any], folder: Path, port: int) -> list[str]:
     where = ["--host", "127.0.0.1", "--port", str(port)]
     if server == "transformers":
         # by a relative path (see `working_folder`), because `@` and `:` mean something to it
-        return [python, "-m", "transformers.cli.transformers", "serve", "model", *where, *keep["options"]]
-    words = [python, "-m", "vllm.entrypoints.cli.main", "serve", model, *where]
+        words = [python, "-m", "transformers.cli.transformers", "serve", "model", *where]
+        words += ["--dtype", _dtype(keep, folder)]
+        if keep["attn_implementation"]:
+            words += ["--attn-implementation", keep["attn_implementation"]]
+        return [*words, *keep["options"]]
+    # not `vllm serve`, which builds of vLLM for CPUs do not have
+    words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *where]
     # else it would sample by the generation_config.json of the model where a request says nothing
+    words += ["--dtype", _dtype(keep, folder), "--logprobs-mode", "raw_logprobs"]
     words += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
     if keep["processes"] > 1:
         words += ["--tensor-parallel-size", str(keep["processes"])]
@@ -56,6 +63,13 @@ def command(keep: Mapping[str, Any], folder: Path, port: int) -> list[str]:
     if (adapter / "tokenizer_config.json").exists():
         words += ["--tokenizer", str(adapter)]
     return [*words, *keep["options"]]
+
+
+def _dtype(keep: Mapping[str, Any], folder: Path) -> str:
+    """What the server computes in, by torch's name: servers have other ideas of `auto`."""
+    wanted = keep["dtype"]
+    kind = stored_dtype(folder / "model") if wanted == "auto" else wanted
+    return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[kind]
 
 
 def working_folder(keep: Mapping[str, Any], folder: Path) -> Path:

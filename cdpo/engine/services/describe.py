@@ -4,8 +4,8 @@
     {"folder": ..., "keep": {...}}  the room of a service that cdpo keeps, and what its keeper is to be told
 
 and in both `api` (what the server speaks: vllm, transformers or openai), `concurrency`, `timeout_seconds`, `retries`,
-and `api_key` (the name of a variable, never the key), for whoever asks the server. The name of a room is a hash of what is
-served, how and where, so that all steps of one model share it.
+and `api_key` (the name of a variable, never the key), for whoever asks the server. The name of a room is a hash of what
+is served, how and where, so that all steps of one model share it.
 """
 
 import os
@@ -84,6 +84,9 @@ def _described(
         "python": service.python or (vllm if service.server == "vllm" else None) or sys.executable,
         "options": service.options,
         "processes": service.processes,
+        # what is computed in is the step's affair, not the server's
+        "dtype": step.params.get("dtype", "auto"),
+        "attn_implementation": step.params.get("attn_implementation"),
         "api_key": service.api_key,
         "gpus": sorted(gpus),
         # a server listens on its own machine only
