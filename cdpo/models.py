@@ -11,7 +11,7 @@ from transformers import logging as transformers_logging
 
 from cdpo.errors import StepError
 from cdpo.step import Device
-from cdpo.stored import stored_dtype
+from cdpo.weights import stored_dtype
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -15,17 +15,18 @@ from cdpo.config.yaml_reader import Document
 
 #: a name in braces, which is put in its place when the server is started; other braces (JSON) are left alone
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-PLACEHOLDERS = ("port", "model", "name")
+PLACEHOLDERS = ("port", "model", "name", "dtype")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: keys that only a server has that cdpo starts itself
 STARTED = ("server", "python", "options", "processes", "ready_minutes", "restarts")
-#: options that cdpo gives a server itself
+#: options that cdpo gives a server itself, or that would change what is computed, which only a task may
 OWN = {
     "vllm": (
-        *("--host", "--port", "--model", "--served-model-name", "--tensor-parallel-size", "--lora-modules"),
-        *("--dtype", "--logprobs-mode", "--generation-config"),
+        *("--host", "--port", "--model", "--served-model-name", "--tensor-parallel-size", "--lora-modules", "--dtype"),
+        *("--tokenizer", "--quantization", "--generation-config", "--override-generation-config", "--hf-overrides"),
+        "--logprobs-mode",
     ),
-    "transformers": ("--host", "--port", "--dtype", "--attn-implementation"),
+    "transformers": ("--host", "--port", "--dtype", "--quantization", "--attn-implementation"),
 }
 
 
@@ -40,8 +41,9 @@ class ServiceParams(Params):
         ]
         | None
     ) = None
-    """`vllm`, `transformers`, or a command of your own, in whose words {port} and {model} (a folder) are replaced, and
-    {name} (by which it may list the model). The word `python` at its beginning is the interpreter of `python:`."""
+    """`vllm`, `transformers`, or a command of your own, in whose words {port}, {model} (a folder), {name} (by which it
+    may list the model) and {dtype} (float32, ...) are replaced. The word `python` at its beginning is the interpreter
+    of `python:`."""
     python: str | None = None
     """The interpreter that has the server's packages. Default: cdpo's own."""
     options: list[str] = Field(default_factory=list)
@@ -119,7 +121,7 @@ def _wrong_server(service: ServiceParams, server: str | list[str]) -> Iterator[t
     for word in service.options:
         option = word.partition("=")[0].replace("_", "-")
         if option in OWN[server]:
-            yield "options", f"{option} is set by cdpo; remove it"
+            yield "options", f"{option} is for cdpo to set, or for the task; remove it"
 
 
 def _with_paths(service: ServiceParams, project: Path) -> ServiceParams:

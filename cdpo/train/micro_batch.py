@@ -17,10 +17,10 @@ from cdpo.measured import Measurement
 from cdpo.memory import ADVICE
 from cdpo.step import Device, Step
 from cdpo.store import Store
-from cdpo.stored import stored_dtype
 from cdpo.train import probe
 from cdpo.train.loss_types import COUPLED
 from cdpo.train.rows import Splits, context
+from cdpo.weights import stored_dtype
 
 #: A step is long from so many seconds on; a probe takes some tens of them, once for a card, a model and a length.
 LONG = 600.0

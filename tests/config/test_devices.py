@@ -34,7 +34,7 @@ WRONG = {
     "services: {GEN: {server: vllm, restarts: -1}}\n": "1:42: services.GEN.restarts: should be greater than or equal",
     "services: {GEN: {server: vllm, model: x}}\n": "1:39: services.GEN.model: belongs to `url`",
     "services: {GEN: {server: vllm, api: openai}}\n": "1:37: services.GEN.api: leave it out: vllm speaks its own",
-    "services: {GEN: {server: vllm, options: [--port=1]}}\n": "1:41: services.GEN.options: --port is set by cdpo",
+    "services: {GEN: {server: vllm, options: [--port=1]}}\n": "1:41: services.GEN.options: --port is for cdpo to set",
     "services: {GEN: {server: vllm, api_key: sk-12}}\n": "1:41: services.GEN.api_key: should be the name of the env",
     "services: {GEN: {server: [x, '{port}']}}\n": "1:26: services.GEN.server: has no {model}",
     "services: {GEN: {server: [x, '{port}', '{model}', '{gpu}']}}\n": "1:26: services.GEN.server: {gpu} stands for",

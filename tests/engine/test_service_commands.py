@@ -11,14 +11,23 @@ from cdpo.engine.gpus.nvml import Gpu
 from cdpo.engine.services import commands, prepare
 from cdpo.engine.services.listening import free_port, listens
 from cdpo.engine.services.probe import Unfit, choose
+from cdpo.engine.services.server import first_error
 
 KEEP = {"server": "vllm", "python": "/envs/v/bin/python", "options": ["--max-model-len", "64"], "processes": 1}
 CARDS = [Gpu(3, "GPU-cc", "A"), Gpu(5, "GPU-ee", "A")]
 
 
+@pytest.fixture(autouse=True)
+def stored(tmp_path):
+    """A room whose model is stored in fp32."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"dtype": "float32"}')
+
+
 def test_vllm_serves_a_model_under_our_name_and_samples_as_requests_say(tmp_path):
     words = commands.command({**KEEP, "adapter": None, "processes": 2}, tmp_path, 4711)
-    assert words[:5] == ["/envs/v/bin/python", "-m", "vllm.entrypoints.cli.main", "serve", str(tmp_path / "model")]
+    assert words[:3] == ["/envs/v/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
+    assert words[3:5] == ["--model", str(tmp_path / "model")]
     said = " ".join(words)
     assert "--host 127.0.0.1 --port 4711" in said
     assert "--generation-config vllm" in said
@@ -53,6 +62,19 @@ def test_others_are_given_one_merged_model(tmp_path):
     assert words[1:7] == ["-m", "transformers.cli.transformers", "serve", "model", "--host", "127.0.0.1"]
     assert commands.working_folder(keep, tmp_path) == tmp_path
     assert commands.names(keep, tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(("asked", "told"), [("auto", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_servers_compute_in_the_type_that_the_task_says(tmp_path, asked, told):
+    """By themselves they would not: vLLM's `auto` takes bf16 for a model that is stored in fp32."""
+    for server in ("vllm", "transformers"):
+        words = commands.command({**KEEP, "server": server, "adapter": None, "dtype": asked}, tmp_path, 1)
+        assert words[words.index("--dtype") + 1] == told
+    keep = {**KEEP, "server": ["x", "{dtype}"], "adapter": None, "dtype": asked}
+    assert commands.command(keep, tmp_path, 1)[1] == told
+    eager = {**KEEP, "server": "transformers", "adapter": None, "attn_implementation": "eager"}
+    words = commands.command(eager, tmp_path, 1)
+    assert words[words.index("--attn-implementation") + 1] == "eager"
 
 
 def test_in_a_command_of_ones_own_only_names_in_braces_are_replaced(tmp_path):
@@ -102,12 +124,28 @@ def test_a_model_is_linked_without_what_would_change_its_sampling(tmp_path):
     (model / "sub").mkdir(parents=True)
     for name in ("config.json", "generation_config.json", "sub/x.txt"):
         (model / name).write_text(name)
-    prepare.link(model, tmp_path / "model")
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "sub"]
-    assert (tmp_path / "model" / "sub" / "x.txt").read_text() == "sub/x.txt"
-    prepare.clear(tmp_path)
+    room = tmp_path / "room"
+    room.mkdir()
+    prepare.link(model, room / "model")
+    assert sorted(path.name for path in (room / "model").iterdir()) == ["config.json", "sub"]
+    assert (room / "model" / "sub" / "x.txt").read_text() == "sub/x.txt"
+    prepare.clear(room)
     assert (model / "config.json").exists()
-    assert not (tmp_path / "model").exists()
+    assert not (room / "model").exists()
+
+
+def test_the_first_error_of_a_log_is_the_cause(tmp_path):
+    log = tmp_path / "log"
+    log.write_text(
+        "(API pid=1) WARNING [x.py:2] may cause errors like `OSError: [Errno 24]`\n"
+        "(Worker pid=2) ERROR 11-21 [y.py:3] Traceback (most recent call last):\n"
+        "(Worker pid=2) ERROR 11-21 [y.py:3] ValueError: too little memory\n"
+        "RuntimeError: initialization failed, see above\n"
+    )
+    assert first_error(log) == "ValueError: too little memory"
+    assert first_error(tmp_path / "none") is None
+    log.write_text("torch.OutOfMemoryError: CUDA out of memory\n")
+    assert first_error(log) == "torch.OutOfMemoryError: CUDA out of memory"
 
 
 def test_the_client_imports_no_torch():

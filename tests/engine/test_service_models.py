@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from cdpo.data.tiny import build_tiny
 from cdpo.engine.services import prepare
 from cdpo.files import read_json
-from cdpo.models import load_policy, load_tokenizer, read_weights, stored_dtype
+from cdpo.models import load_policy, load_tokenizer, read_weights
+from cdpo.weights import stored_dtype
 
 TINY = {"kind": "tiny", "seed": 0, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 CPU = torch.device("cpu")

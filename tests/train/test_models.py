@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cdpo.errors import StepError
-from cdpo.models import build, check_attention, load_policy, load_tokenizer, stored_dtype, torch_device
+from cdpo.models import build, check_attention, load_policy, load_tokenizer, torch_device
 from cdpo.step import Device
+from cdpo.weights import stored_dtype
 
 CPU = torch.device("cpu")
 

@@ -83,7 +83,7 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(world, sft, sft_ad
 
 
 def test_bf16_computes_in_bf16_and_saves_what_it_computed_in(world, sft) -> None:
-    from cdpo.stored import stored_dtype
+    from cdpo.weights import stored_dtype
 
     work, summary = world.run("DPO", {**DPO, "dtype": "bf16", "max_steps": 2}, model=sft)
     assert summary["compute"] == "bf16"

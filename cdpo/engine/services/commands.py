@@ -8,7 +8,7 @@ from typing import Any
 
 from cdpo.engine.gpus.nvml import Gpu
 from cdpo.files import read_json
-from cdpo.stored import stored_dtype
+from cdpo.weights import TORCH_NAMES, stored_dtype
 
 #: by which a server lists the model of its step
 NAME = "served"
@@ -32,24 +32,26 @@ def command(keep: Mapping[str, Any], folder: Path, port: int) -> list[str]:
     """How the server of the service in `folder` is started; its model is `folder/model`."""
     server, python = keep["server"], keep["python"]
     model = str(folder / "model")
+    # never the server's `auto`, which vLLM takes for bf16 where weights are stored in fp32
+    kind = keep.get("dtype", "auto")
+    dtype = TORCH_NAMES[stored_dtype(folder / "model") if kind == "auto" else kind]
     if isinstance(server, list):
         first = python if server[0] == "python" else server[0]
         words = [first, *server[1:], *keep["options"]]
-        for name, value in (("port", str(port)), ("model", model), ("name", NAME)):
+        for name, value in (("port", str(port)), ("model", model), ("name", NAME), ("dtype", dtype)):
             words = [word.replace(f"{{{name}}}", value) for word in words]
         return words
-    where = ["--host", "127.0.0.1", "--port", str(port)]
+    where = ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
     if server == "transformers":
         # by a relative path (see `working_folder`), because `@` and `:` mean something to it
-        words = [python, "-m", "transformers.cli.transformers", "serve", "model", *where]
-        words += ["--dtype", _dtype(keep, folder)]
-        if keep["attn_implementation"]:
-            words += ["--attn-implementation", keep["attn_implementation"]]
-        return [*words, *keep["options"]]
-    # not `vllm serve`, which builds of vLLM for CPUs do not have
+        if "attn_implementation" in keep:
+            where += ["--attn-implementation", keep["attn_implementation"]]
+        return [python, "-m", "transformers.cli.transformers", "serve", "model", *where, *keep["options"]]
+    # not `vllm serve`, which asks for its version by a name that builds for CPUs do not have
     words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *where]
     # else it would sample by the generation_config.json of the model where a request says nothing
-    words += ["--dtype", _dtype(keep, folder), "--logprobs-mode", "raw_logprobs"]
+    # and its log-probabilities could be those after temperature, top-k and top-p
+    words += ["--logprobs-mode", "raw_logprobs"]
     words += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
     if keep["processes"] > 1:
         words += ["--tensor-parallel-size", str(keep["processes"])]
@@ -63,13 +65,6 @@ def command(keep: Mapping[str, Any], folder: Path, port: int) -> list[str]:
     if (adapter / "tokenizer_config.json").exists():
         words += ["--tokenizer", str(adapter)]
     return [*words, *keep["options"]]
-
-
-def _dtype(keep: Mapping[str, Any], folder: Path) -> str:
-    """What the server computes in, by torch's name: servers have other ideas of `auto`."""
-    wanted = keep["dtype"]
-    kind = stored_dtype(folder / "model") if wanted == "auto" else wanted
-    return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[kind]
 
 
 def working_folder(keep: Mapping[str, Any], folder: Path) -> Path:

@@ -33,6 +33,8 @@ HINT = (
     "`backend: openai` needs a server: write `services: {%s: {server: vllm}}` (or transformers, or a command), or "
     "`{url: http://HOST:PORT/v1}` for one that runs, in devices.yaml"
 )
+#: parameters of a step that are its server's to obey
+RUNNING = ("dtype", "attn_implementation")
 #: settings that are for whoever asks the server
 ASKING = ("concurrency", "timeout_seconds", "retries", "api_key")
 
@@ -83,10 +85,9 @@ def _described(
         "server": service.server,
         "python": service.python or (vllm if service.server == "vllm" else None) or sys.executable,
         "options": service.options,
+        # what the task says of how the model is run
+        **{name: step.params[name] for name in RUNNING if name in step.params},
         "processes": service.processes,
-        # what is computed in is the step's affair, not the server's
-        "dtype": step.params.get("dtype", "auto"),
-        "attn_implementation": step.params.get("attn_implementation"),
         "api_key": service.api_key,
         "gpus": sorted(gpus),
         # a server listens on its own machine only

@@ -59,7 +59,7 @@ def merge(model: Path, adapter: Path, folder: Path) -> None:
     import torch
 
     from cdpo.models import DTYPES, load_policy, read_tokenizer
-    from cdpo.stored import stored_dtype
+    from cdpo.weights import stored_dtype
 
     merged = load_policy(model, adapter, dtype="fp32", device=torch.device("cpu")).merge_and_unload()
     merged.to(DTYPES[stored_dtype(model)]).save_pretrained(folder)

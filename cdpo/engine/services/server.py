@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping
@@ -18,6 +19,10 @@ from cdpo.store.services import Room
 
 #: bytes of a log; of a longer one the end is kept
 MOST_LOG, KEPT_LOG = 64 << 20, 1 << 20
+#: lines of the end of a log that are told
+LAST = 6
+#: an exception as Python writes it, after what loggers put before it
+ERROR = re.compile(r"(?:^|\] )((?:\w+\.)*\w*(?:Error|Exception): .+)")
 
 
 class Server:
@@ -95,9 +100,11 @@ class Server:
         return listens((who["pid"] for who in self.tree.living()), self.port) is False
 
     def last_words(self) -> str:
-        """The end of its log, on lines of their own, and where that is."""
-        lines = tail(self.log, 8)
-        return "".join(f"\n  {line}" for line in lines[-8:]) + f"\n  its log: {self.log}"
+        """The end of its log, and the first error in it, on lines of their own, and where it is."""
+        lines, first = tail(self.log, LAST), first_error(self.log)
+        if first is not None and not any(first in line for line in lines):
+            lines = [first, "...", *lines]
+        return "".join(f"\n  {line}" for line in lines) + f"\n  its log: {self.log}"
 
     def shorten_log(self) -> None:
         """Keep only the end of a log that has become too long."""
@@ -105,6 +112,16 @@ class Server:
         with contextlib.suppress(OSError):
             if self.log.stat().st_size > MOST_LOG:
                 _keep_end(self.log)
+
+
+def first_error(log: Path) -> str | None:
+    """The first exception that a log tells: servers end with an error of their own long after its cause."""
+    with contextlib.suppress(OSError), open(log, encoding="utf-8", errors="replace") as stream:
+        for line in stream.read(KEPT_LOG).splitlines():
+            found = ERROR.search(line)
+            if found is not None:
+                return found[1][:500]
+    return None
 
 
 def _keep_end(log: Path) -> None:

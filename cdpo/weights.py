@@ -1,10 +1,13 @@
-"""What a model's files say of it, read without torch."""
+"""What stored weights tell without being read. Imports no torch."""
 
 import json
 from pathlib import Path
 
 _STORED = {"F64": "fp32", "F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+#: what cdpo calls a type, by torch's name
 _CONFIGURED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+#: and the other way round
+TORCH_NAMES = {ours: theirs for theirs, ours in _CONFIGURED.items()}
 
 
 def stored_dtype(folder: Path) -> str:
