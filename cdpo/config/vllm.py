@@ -18,7 +18,7 @@ class VllmOptions(Params):
     computed, `dtype`, `quantization` or `max_model_len`, are the step's own parameters, or cdpo's to choose.)"""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The share of the card's memory that vLLM may use, weights included."""
+    """The share of the card's memory that vLLM may use, weights included; on a CPU, of main memory (0.3 there)."""
     kv_cache_memory_bytes: Count | None = None
     """Bytes of its key-value cache, in place of what is left of that share."""
     max_num_seqs: Count | None = None

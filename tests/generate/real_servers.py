@@ -38,6 +38,8 @@ def vllm_serve(python: str, folder: Path, adapter: Path, log: Path) -> Iterator[
     """
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "policy", "--dtype", "float32", "--enforce-eager"]
+    # a share of memory that is there; and prompts read whole, because torch's generators for CPUs cannot go back
+    command += ["--gpu-memory-utilization", "0.15", "--no-enable-chunked-prefill"]
     command += ["--enable-lora", "--max-lora-rank", "32", "--lora-modules", f"adapted={adapter}"]
     with _running(command, VLLM_SETTINGS, log) as url:
         yield url

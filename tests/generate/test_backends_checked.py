@@ -1,5 +1,6 @@
 """The backends of the step's own process against the same checks as those outside of it (test_vllm_backend.py)."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,11 +131,16 @@ def test_continuous_batching_leaves_the_model_as_it_was(folder):
     before, given = model.config._attn_implementation, torch.tensor([checks.prompts(1)[0]])
     with torch.no_grad():
         logits = model(input_ids=given).logits
+        passes: list[int] = []
+        counting = model.lm_head.register_forward_hook(lambda *_: passes.append(1))
         stream = ContinuousBackend(model, rows=2).generate(
             [Item(each, 0) for each in checks.prompts(6)], SamplingParams(max_new_tokens=20), end_ids=[]
         )
         next(stream)
-        stream.close()  # whoever asks no further leaves no thread at work
+        stream.close()
+        assert 20 <= len(passes) < 40, "whoever asks no further has the thread stop, where all six need 60 passes"
+        assert not any("generation_loop" in thread.name for thread in threading.enumerate())
+        counting.remove()
         assert model.config._attn_implementation == before
         assert torch.equal(model(input_ids=given).logits, logits)
 

@@ -28,7 +28,7 @@ ENVIRONMENT = ROOT / ".venv-vllm"
 PYTHON = str(ENVIRONMENT / "bin" / "python")
 #: a small cache, no cores of its own and no compiler: it starts in 10 s, and others have the machine too
 SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
-OPTIONS = {"enforce_eager": True}
+OPTIONS = {"enforce_eager": True, "gpu_memory_utilization": 0.15}
 
 real = pytest.mark.skipif(not (ENVIRONMENT / "ready").exists(), reason="no .venv-vllm: `make vllm-env`")
 
@@ -137,6 +137,15 @@ def test_gen_goes_on_where_it_was_killed(gen_step, folder):
     assert rows[0] == rows[1]
     assert len(rows[0]) == 30
     assert "Initializing a V1 LLM engine" in (cut.work / "vllm.log").read_text()
+
+
+@pytest.mark.slow
+@real
+def test_more_prompts_than_one_pass_reads(make, folder):
+    """vLLM for CPUs dies where a prompt is read in parts and has a seed."""
+    items = [Item([2, *[8 + at % 50, 9] * 50], at) for at in range(60)]
+    with closing(make(folder)) as backend:
+        assert len(checks.answers(backend, items, SamplingParams(max_new_tokens=8))) == 60
 
 
 @pytest.mark.slow
