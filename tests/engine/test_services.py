@@ -136,7 +136,7 @@ def test_a_worker_that_is_killed_leaves_the_server_to_the_others(serving):
 
 @SLOW
 def test_a_supervisor_that_is_killed_ends_neither_step_nor_server(serving):
-    (key,) = serving.served_plan("a", rows=10, pause=0.15).steps
+    (key,) = serving.served_plan("a", rows=50, pause=0.15).steps
     first = serving.ask()
     serving.service()
     kill(first.pid)
