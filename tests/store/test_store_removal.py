@@ -97,7 +97,10 @@ def test_gc_takes_what_jobs_of_finished_steps_left(tmp_path):
 def test_gc_leaves_running_steps_and_what_they_read(tmp_path):
     store = store_with(tmp_path)
     key = "dd" * 32
-    write_json(work_of(store, key) / "step.json", {"key": key, "planned": {"data": {"step": C}, "model": {"step": A}}})
+    write_json(
+        work_of(store, key) / "step.json",
+        {"key": key, "inputs": {}, "planned": {"data": {"step": C}, "model": {"step": A}}},
+    )
     lock = store.lock(key)
     assert plan_gc(store, weights=[A]) == []
     store.unlock(key, lock)
@@ -142,7 +145,7 @@ def test_what_a_step_came_to_read_since_it_was_planned_is_left_alone(tmp_path):
     store = store_with(tmp_path)
     planned = [each for each in plan_clear(store, "one") if each.kind == "step"]
     reader = "dd" * 32
-    write_json(store.work(reader) / "step.json", {"key": reader, "planned": {"model": {"step": B}}})
+    write_json(store.work(reader) / "step.json", {"key": reader, "inputs": {}, "planned": {"model": {"step": B}}})
     lock = store.lock(reader)
     assert list(remove(store, planned)) == []
     assert B[:12] in store.finished()
