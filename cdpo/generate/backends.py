@@ -68,6 +68,8 @@ def _openai(step: "Step", params: "GenerationParams", tokenizer: Any) -> Backend
 
     service = Service(step)
     given = service.given
+    if "url" in given:
+        step.note(f"the server at {given['url']} is taken to serve {step.input('model')}: cdpo cannot see its weights")
     # it has one random stream for all: the seeds of requests that overlap would mean nothing
     concurrency = 1 if given["api"] == "transformers" else given["concurrency"]
     endpoint = Endpoint(
