@@ -4,8 +4,9 @@
 
 With a GPU a Llama of 0.5 billion random weights in bf16, without one a tiny model in fp32. Prompts of 20 to 200 tokens,
 responses of up to 128 that end by chance after any of them (one token in 100 is an end token), as uneven as real ones.
-VLLM_PYTHON is the interpreter that has vLLM; without it the one that runs this, if it has. Rounds are interleaved, what
-is shown are medians. Seconds before: the model loaded and one prompt answered.
+VLLM_PYTHON is the interpreter that has vLLM; without it the one that runs this, if it has. Rounds are interleaved and
+the first is not counted, what is shown are medians; others must leave the machine alone. Seconds before: the model
+loaded and one prompt answered.
 """
 
 import importlib.util
@@ -87,11 +88,12 @@ def main() -> None:
             list(backends[name].generate([longest], SAMPLING, end_ids=ends))
             before[name] = time.monotonic() - began
         rates: dict[str, list[float]] = {name: [] for name in backends}
-        for _ in range(ROUNDS):
+        for number in range(1 + ROUNDS):
             for name, backend in backends.items():
                 began = time.monotonic()
                 tokens = sum(len(each.token_ids or ()) for _, each in backend.generate(items, SAMPLING, end_ids=ends))
-                rates[name].append(tokens / (time.monotonic() - began))
+                if number:
+                    rates[name].append(tokens / (time.monotonic() - began))
         for backend in backends.values():
             backend.close()
     print(f"{'backend':<38}{'seconds before':>16}{'tokens/s':>12}")
