@@ -27,4 +27,6 @@ class GenerationParams(SamplingParams, ModelLoading):
             raise ValueError(f"batching is how transformers batches, and the backend is {self.backend}: leave it out")
         if self.endpoint != "completions" and self.backend != "openai":
             raise ValueError(f"endpoint is a server's, and the backend is {self.backend}: leave it out")
+        if self.backend == "vllm" and self.attn_implementation != "sdpa":
+            raise ValueError("attn_implementation is transformers', and vLLM chooses its own: leave it out")
         return self

@@ -20,15 +20,15 @@ def open_backend(step: "Step", params: "GenerationParams", tokenizer: Any, promp
         return _openai(step, params, tokenizer)
     from cdpo.models import load_policy, torch_device
 
-    device, adapter = torch_device(step.device), step.input("model_adapter") if step.has("model_adapter") else None
+    adapter = step.input("model_adapter") if step.has("model_adapter") else None
     if params.backend == "vllm":
-        return _vllm(step, params, adapter, device)
+        return _vllm(step, params, adapter)
     model = load_policy(
         step.input("model"),
         adapter,
         dtype=params.dtype,
         attn_implementation=params.attn_implementation,
-        device=device,
+        device=torch_device(step.device),
     )
     rows = batch_size(step, prompts)
     if params.batching == "continuous":
@@ -45,14 +45,17 @@ def batch_size(step: "Step", prompts: int) -> int:
     return step.device.fewer(min(step.device.micro_batch or BATCH, max(1, prompts)))
 
 
-def _vllm(step: "Step", params: "GenerationParams", adapter: Path | None, device: Any) -> Backend:
+def _vllm(step: "Step", params: "GenerationParams", adapter: Path | None) -> Backend:
+    import torch
+
     from cdpo.generate.vllm_backend import VllmBackend
     from cdpo.models import compute_dtype
 
     return VllmBackend(
         step.input("model"),
         adapter,
-        dtype=compute_dtype(params.dtype, step.input("model"), device),
+        # not `torch_device`, which would take memory of the card for this process
+        dtype=compute_dtype(params.dtype, step.input("model"), torch.device(step.device.kind)),
         device=step.device.kind,
         log=step.work / "vllm.log",
         python=step.device.vllm.get("python"),

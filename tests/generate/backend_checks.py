@@ -200,9 +200,9 @@ def check_distribution(open: Open, folder: Path, draws: int = 4000, wrong: float
             items = [Item(PROMPT, at * 104729 + number) for at in range(draws)]
             drawn = answers(backend, items, SamplingParams(**case, max_new_tokens=1), [END])
             counts = np.bincount([each.token_ids[0] for each in drawn if each.token_ids], minlength=10)
-            assert _p_value(counts, exact(logits, **case)) > 1e-3, (case, counts)
+            assert p_value(counts, exact(logits, **case)) > 1e-3, (case, counts)
             other = exact(logits, **{**case, "temperature": wrong * case["temperature"]})
-            assert _p_value(counts, other) < 1e-6, (case, counts)
+            assert p_value(counts, other) < 1e-6, (case, counts)
 
 
 def check_own_temperatures(open: Open, folder: Path) -> None:
@@ -230,7 +230,7 @@ def exact(logits: np.ndarray, temperature: float, top_k: int = 0, top_p: float =
     return shares / shares.sum()
 
 
-def _p_value(counts: np.ndarray, probabilities: np.ndarray) -> float:
+def p_value(counts: np.ndarray, probabilities: np.ndarray) -> float:
     """Of Pearson's chi-squared test; 0 where something was drawn that cannot be."""
     kept = probabilities > 0
     if counts[~kept].any():

@@ -31,7 +31,7 @@ def transformers_serve(folder: Path, log: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def vllm_serve(python: str, folder: Path, adapter: Path, log: Path) -> Iterator[str]:
+def vllm_serve(python: str, folder: Path, adapter: Path | None, log: Path) -> Iterator[str]:
     """Its address, which ends in /v1; the model is called `policy`, and with `adapter` (of rank 32 at most) `adapted`.
 
     The console script of vLLM's build for CPUs looks for a package of another name and fails.
@@ -40,7 +40,8 @@ def vllm_serve(python: str, folder: Path, adapter: Path, log: Path) -> Iterator[
     command += ["--served-model-name", "policy", "--dtype", "float32", "--enforce-eager"]
     # a share of memory that is there; and prompts read whole, because torch's generators for CPUs cannot go back
     command += ["--gpu-memory-utilization", "0.15", "--no-enable-chunked-prefill"]
-    command += ["--enable-lora", "--max-lora-rank", "32", "--lora-modules", f"adapted={adapter}"]
+    if adapter is not None:
+        command += ["--enable-lora", "--max-lora-rank", "32", "--lora-modules", f"adapted={adapter}"]
     with _running(command, VLLM_SETTINGS, log) as url:
         yield url
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from cdpo.pipelines.gen import GENParams, run
+from pydantic import ValidationError
 
 from cdpo.data.messages import user
 from cdpo.errors import StepError
@@ -117,6 +118,45 @@ def test_a_limit_draws_the_same_prompts_for_every_seed(gen_step, whole):
     assert ids[0] != [each["prompt_id"] for each in whole[:10]]
     at = {row["prompt_id"]: row for row in whole}
     assert all(alike(rows, [at[row["prompt_id"]] for row in rows]) for rows in (chosen[0], chosen[2]))
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"backend": "vllm", "batching": "continuous"}, "batching is how transformers batches"),
+        ({"backend": "transformers", "endpoint": "chat"}, "endpoint is a server's"),
+        ({"backend": "vllm", "attn_implementation": "eager"}, "vLLM chooses its own"),
+        ({"backend": "llama.cpp"}, "Input should be"),
+    ],
+)
+def test_options_belong_to_their_backend(given, said):
+    with pytest.raises(ValidationError, match=said):
+        GENParams(**given)
+
+
+def test_a_stop_token_ends_a_response_and_is_no_part_of_it(gen_step, whole):
+    """The commonest word of the responses, as a stop token: they end where it first stood."""
+    from collections import Counter
+
+    from cdpo.models import load_tokenizer
+
+    step = gen_step("stops")
+    tokenizer = load_tokenizer(step.input("model"))
+    (most, _), *_ = Counter(token for row in whole for token in row["token_ids"] if token > 6).most_common(1)
+    word = tokenizer.convert_ids_to_tokens(most)
+    step.params = {**step.params, "stop_tokens": [word]}
+    run(step)
+    ended = 0
+    for row, before in zip(read_responses(step.out), whole, strict=True):
+        ids = before["token_ids"]
+        cut = ids[: ids.index(most) + 1] if most in ids else ids
+        assert row["token_ids"] == cut
+        ended += most in ids
+        assert row["finish_reason"] == ("stop" if most in ids else before["finish_reason"])
+        assert row["response_tokens"] == len(cut) - (row["finish_reason"] == "stop")
+    assert ended >= 5
+    with pytest.raises(StepError, match="'no such word' is no token"):
+        run(gen_step("unknown", stop_tokens=["no such word"]))
 
 
 def test_choose_keeps_the_order_of_the_split():

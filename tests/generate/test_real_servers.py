@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import backend_checks as checks
+import numpy as np
 import pytest
 import torch
 from real_servers import transformers_serve, vllm_serve
@@ -71,6 +72,36 @@ def test_vllm_draws(by_vllm, folder, adapter):
     checks.check_seeds(by_vllm, folder)
     checks.check_known(by_vllm, folder)
     checks.check_own_temperatures(by_vllm, folder)
+
+
+def test_vllm_distribution(folder):
+    if not (ENVIRONMENT / "ready").exists():
+        pytest.skip("no .venv-vllm: `make vllm-env`")
+    ten_words = checks.build_ten_words(folder.parent / "ten_words_of_vllm")
+    python, log = str(ENVIRONMENT / "bin" / "python"), folder.parent / "vllm_ten_words.log"
+    with vllm_serve(python, ten_words, None, log) as url:
+        checks.check_distribution(
+            lambda folder, _: client(url, "policy", folder, "vllm", 16), ten_words, draws=1000, wrong=2.0
+        )
+
+
+def test_transformers_distribution(folder):
+    """It tells texts alone: the four special tokens are one text, the empty one."""
+    ten_words = checks.build_ten_words(folder.parent / "ten_words_of_transformers")
+    with torch.no_grad():
+        logits = checks.load(ten_words)(input_ids=torch.tensor([checks.PROMPT])).logits[0, -1].double().numpy()
+    words = ["", *"abcdef"]
+    with transformers_serve(ten_words, folder.parent / "transformers_ten_words.log") as url:
+        for number, case in enumerate([{"temperature": 0.6}, {"temperature": 0.8, "top_p": 0.7}]):
+            items = [Item(checks.PROMPT, at * 104729 + number) for at in range(400)]
+            said = texts(url, ten_words, items, SamplingParams(**case, max_new_tokens=1))
+            counts = np.array([sum((text or "").strip() == word for text in said) for word in words])
+            assert counts.sum() == 400
+            right, wrong = (
+                checks.exact(logits, **{**case, "temperature": heat * case["temperature"]}) for heat in (1, 2)
+            )
+            assert checks.p_value(counts, np.array([right[:4].sum(), *right[4:]])) > 1e-3, (case, counts)
+            assert checks.p_value(counts, np.array([wrong[:4].sum(), *wrong[4:]])) < 1e-6, (case, counts)
 
 
 def texts(url: str, folder: Path, items: list[Item], sampling: SamplingParams) -> list[str | None]:
