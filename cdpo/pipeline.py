@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from cdpo.config.params import Params
     from cdpo.step import Step
 
+#: the pipeline that prepares data, before all others
+PREP = "PREP"
+
 
 @dataclass(frozen=True)
 class Pipeline:

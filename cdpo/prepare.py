@@ -10,12 +10,10 @@ from cdpo.config.problems import ConfigError
 from cdpo.engine.local.engine import LocalEngine
 from cdpo.engine.show.display import Display
 from cdpo.errors import CdpoError, StepError, UsageError
-from cdpo.pipeline import pipelines
+from cdpo.pipeline import PREP, pipelines
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.lengths import lengths_name, room, root_data, root_model
 from cdpo.project import Project
-
-PREP = "PREP"
 
 
 def prepare(project: Project, plan: Plan, devices: Devices, display: Display) -> dict[str, Any]:

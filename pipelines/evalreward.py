@@ -95,7 +95,7 @@ def _rewards(
     from cdpo.errors import StepError
     from cdpo.score.chosen import read_chosen
     from cdpo.score.paired import Answered, content, score_responses
-    from cdpo.score.scorer import RewardScorer
+    from cdpo.score.scorer import load_scorer
 
     if not step.has("chosen"):
         raise StepError("there are no scores of the chosen responses: give what EVALREWARD_CHOSEN leaves as `chosen`")
@@ -105,13 +105,7 @@ def _rewards(
         for each, text in zip(responses, chosen, strict=True)
     }
     known = read_chosen(step.input("chosen"), wanted)
-    scorer = RewardScorer.load(
-        step,
-        dtype=params.dtype,
-        attn_implementation=params.attn_implementation,
-        template=params.template,
-        reverse=params.reverse,
-    )
+    scorer = load_scorer(step, params)
     rows = [
         Answered(each["split"], each["prompt"], (each["response"], text))
         for each, text in zip(responses, chosen, strict=True)

@@ -69,7 +69,7 @@ def run(step: Step) -> dict[str, Any]:
     from cdpo.generate.responses import choose
     from cdpo.score.bradley_terry import fit_temperature, probabilities
     from cdpo.score.paired import Answered, score_responses
-    from cdpo.score.scorer import RewardScorer
+    from cdpo.score.scorer import load_scorer
 
     params = EVALREWARDBTParams(**step.params)
     rows = []
@@ -78,13 +78,7 @@ def run(step: Step) -> dict[str, Any]:
         rows += [(split, found[at]) for at in choose(found, params.limit)]
     if replaced := sorted({name for _, row in rows for name in ADDED if name in row}):
         step.note(f"the data's own {', '.join(replaced)} are replaced")
-    scorer = RewardScorer.load(
-        step,
-        dtype=params.dtype,
-        attn_implementation=params.attn_implementation,
-        template=params.template,
-        reverse=params.reverse,
-    )
+    scorer = load_scorer(step, params)
     compared = [
         Answered(split, row["prompt"], (row["chosen"][0]["content"], row["rejected"][0]["content"]))
         for split, row in rows

@@ -43,18 +43,12 @@ def run(step: Step) -> dict[str, Any]:
     from cdpo.generate.responses import choose
     from cdpo.score.chosen import write_chosen
     from cdpo.score.paired import Answered, content, score_responses
-    from cdpo.score.scorer import RewardScorer
+    from cdpo.score.scorer import load_scorer
 
     params = EVALREWARDCHOSENParams(**step.params)
     rows = read_split(step.input("data"), params.split)
     rows = [rows[at] for at in choose(rows, params.limit)]
-    scorer = RewardScorer.load(
-        step,
-        dtype=params.dtype,
-        attn_implementation=params.attn_implementation,
-        template=params.template,
-        reverse=params.reverse,
-    )
+    scorer = load_scorer(step, params)
     answered = [Answered(params.split, row["prompt"], (row["chosen"][0]["content"],)) for row in rows]
     # how many may be too long is said of the responses that they are compared with, and judged by EVALREWARD
     found = score_responses(step, scorer, answered, max_dropped=1.0, what="chosen responses")

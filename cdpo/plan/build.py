@@ -15,9 +15,10 @@ from cdpo.plan.graph import Plan, PlannedRun, PlannedStep, Wanted
 from cdpo.plan.matrix import expand
 from cdpo.plan.names import join_name, parameter_parts, safe
 from cdpo.plan.parameters import ParameterResolver
+from cdpo.plan.places import StageError
 from cdpo.plan.points import Point
 from cdpo.plan.references import References
-from cdpo.plan.stages import RunPlanner, StageError
+from cdpo.plan.stages import RunPlanner
 from cdpo.plan.sweeps import sweep, sweep_problems
 
 
@@ -87,10 +88,10 @@ class PlanBuilder:
         steps, marks = planner.steps()
         self.wanted.update(dict.fromkeys(planner.wanted))
         keys = [step.key for step in steps]
-        parts = [safe(point.method), safe(point.model), safe(point.dataset), *parameter_parts(planner.shown)]
+        parts = [safe(point.method), safe(point.model), safe(point.dataset), *parameter_parts(planner.names.shown)]
         name = join_name([*parts, f"s{point.seed}"], keys[-1] if keys else "")
         tag = point.experiment.tag
-        shown = dict(planner.shown)
+        shown = dict(planner.names.shown)
         run = PlannedRun(name, tag, point.seed, point.method, point.model, point.dataset, shown, keys, marks)
         run.recipe = digest([step.recipe for step in steps])[:16]
         run.select = sweep(point, steps)

@@ -3,29 +3,27 @@ leaves its own. Nothing here knows a method by name; `cdpo/pipeline.py` lists th
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from cdpo.config.canonical import digest
-from cdpo.config.experiment import Axis
 from cdpo.config.paths import names_function
-from cdpo.config.problems import Problem, YamlPath
-from cdpo.config.tables import TABLED, ModelEntry, RewardEntry
-from cdpo.config.validation import PLUGGED, PLUGIN, pydantic_problems
+from cdpo.config.problems import YamlPath
+from cdpo.config.tables import ModelEntry, RewardEntry
+from cdpo.config.validation import PLUGGED, PLUGIN
 from cdpo.config.values import REWARD, SEED
-from cdpo.pipeline import Pipeline, pipelines
+from cdpo.pipeline import PREP, Pipeline, pipelines
 from cdpo.plan import brought
 from cdpo.plan.graph import Input, PlannedStep, Wanted
-from cdpo.plan.identity import input_identity, step_key
-from cdpo.plan.names import join_name, parameter_parts, safe
+from cdpo.plan.identity import input_identity
 from cdpo.plan.parameters import ParameterResolver, Resolved
+from cdpo.plan.places import Places, StageError
 from cdpo.plan.points import Point
 from cdpo.plan.references import References, UnknownReference
-
-PREP = "PREP"
+from cdpo.plan.step_names import StepNames
+from cdpo.plan.steps import Steps
 
 
 @dataclass
@@ -45,14 +43,6 @@ class Model:
         return [input_identity(self.weights), self.adapter and input_identity(self.adapter)]
 
 
-class StageError(ValueError):
-    """What keeps a run from being planned, and where that was written."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        super().__init__(str(problems[0]))
-
-
 class RunPlanner:
     """Walks the stages of one run."""
 
@@ -67,15 +57,16 @@ class RunPlanner:
         self.point, self.references, self.resolver = point, references, resolver
         #: what stands for the dataset in place of a PREP step of its own
         self.prepared = prepared
-        #: the steps of runs planned before this one, by key
-        self.planned = planned
         self.pipelines = pipelines()
         self.document = point.experiment.document
-        self.made: list[PlannedStep] = []
+        #: this run's, beside those of runs planned before it
+        self.book = Steps(planned)
+        self.places = Places(point)
         self.marks: list[str] = []
         #: resource -> what stands for it now
         self.models: dict[str, Model] = {}
         self.products: dict[str, Input] = {}
+        self.names = StepNames(point, self.products)
         self.gold: str | None = None
         self.trained_with: list[Any] = []
         #: columns that steps read and that the data must have
@@ -92,9 +83,9 @@ class RunPlanner:
         self._prepare(point.dataset, point.dataset_path)
         for pipeline in stages:
             self._stage(pipeline)
-        if not self.made or all(step.pipeline == PREP for step in self.made):
+        if all(step.pipeline == PREP for step in self.book.made):
             self._fail(point.path, "this run has nothing to do: BASE needs a stage such as GEN in `pipelines`")
-        return self.made, self.marks
+        return self.book.made, self.marks
 
     def _goes_through(self, pipeline: Pipeline) -> bool:
         """Whether this run has the stage: the method, trainings listed before it, and the listed stages after it."""
@@ -119,13 +110,13 @@ class RunPlanner:
         if self.point.method in self.pipelines:
             stages.append(self.pipelines[self.point.method])
         takers = [stage for stage in stages if REWARD in stage.takes.values()]
-        return any(not isinstance(self._written(stage).get(REWARD), str) for stage in takers)
+        return any(not isinstance(self.places.written(stage).get(REWARD), str) for stage in takers)
 
     # -- resources ------------------------------------------------------------------------------------------------
 
     def _prepare(self, dataset: str, path: YamlPath) -> None:
         if self.prepared is not None:
-            self.made.append(self.prepared)
+            self.book.add(self.prepared)
             self.products["data"] = {"step": self.prepared.key}
             return
         sources, entry, params = self._reference(path, self.references.dataset, dataset)
@@ -140,7 +131,7 @@ class RunPlanner:
     def _reward(self, pipeline: Pipeline, written: Any) -> Model | None:
         """The reward model of a stage: as written, the one trained in this plan, or the dataset's own."""
         point = self.point
-        at = self._place_of(pipeline, REWARD)
+        at = self.places.of(pipeline, REWARD)
         if written is None:
             trainer = next((name for name in point.experiment.stages if self.pipelines[name].gives == REWARD), None)
             if trainer is not None:
@@ -182,11 +173,12 @@ class RunPlanner:
             model_path=(*at, "model") if "model" in written else point.model_path,
             dataset_path=(*at, "dataset") if "dataset" in written else point.dataset_path,
         )
-        planner = RunPlanner(trained, self.references, self.resolver, self.planned)
+        planner = RunPlanner(trained, self.references, self.resolver, self.book.planned)
         planner.labelling = self.labelling
         steps, _ = planner.steps()
         self.wanted.extend(planner.wanted)
-        self.made.extend(step for step in steps if step.key not in {each.key for each in self.made})
+        for step in steps:
+            self.book.add(step)
         return planner.models[REWARD]
 
     def _reference(self, path: YamlPath, lookup: Any, name: Any) -> Any:
@@ -204,7 +196,7 @@ class RunPlanner:
         fixed: dict[str, Any] = {}
         source: ModelEntry | None = None
         before, self.labelling = self.labelling, self.labelling or bool(pipeline.adds)
-        written = self._written(pipeline)
+        written = self.places.written(pipeline)
         for role, resource in pipeline.takes.items():
             if resource == REWARD:
                 model = self._reward(pipeline, written.get(REWARD))
@@ -227,7 +219,7 @@ class RunPlanner:
                 at = (*self.point.experiment.path, "pipelines")
                 self._fail(at, f"{pipeline.name} needs {resource}: list {' or '.join(makers)} too")
         if names_function(written.get("loss_type")):
-            at = self._place_of(pipeline, "loss_type")
+            at = self.places.of(pipeline, "loss_type")
             inputs[PLUGGED["loss_type"]] = self._reference(at, self.references.plugin, written["loss_type"])
         fixed = {name: value for name, value in fixed.items() if name in pipeline.params.model_fields}
         if "gold" in pipeline.params.model_fields:
@@ -254,11 +246,6 @@ class RunPlanner:
         elif model.identity() in self.trained_with:
             self.marks.append(f"{pipeline.name}: the reward that scores this run also trained it")
 
-    def _written(self, pipeline: Pipeline) -> dict[str, Any]:
-        """The user's values for a pipeline: its mapping beside `tasks`, and the task's own keys for the method."""
-        chosen = self.point.settings.get(pipeline.name, {})
-        return {**chosen, **self.point.own} if pipeline.name == self.point.method else chosen
-
     def _step(
         self,
         pipeline: Pipeline,
@@ -268,7 +255,7 @@ class RunPlanner:
         source: ModelEntry | None,
     ) -> PlannedStep:
         point = self.point
-        written = dict(self._written(pipeline))
+        written = dict(self.places.written(pipeline))
         written.pop(REWARD, None)
         seed = written.pop(SEED, point.seed) if pipeline.seeded else None
         for name, role in PLUGGED.items():
@@ -277,14 +264,14 @@ class RunPlanner:
         try:
             resolved = self.resolver.resolve(pipeline, written, point.model, dataset, source, fixed)
         except ValidationError as error:
-            raise StageError(self._parameter_problems(error, pipeline, written)) from None
+            raise StageError(self.places.parameter_problems(error, pipeline, written)) from None
         if resolved.columns:
             self._find_columns(pipeline, inputs, dict(resolved.columns))
         for role, resource in pipeline.takes.items():
             if resource in brought.makers():
                 made = self._bring(brought.makers()[resource], pipeline, resolved, inputs, seed)
                 inputs |= {role: {"step": made.key}} if made else {}
-        return self._keyed(pipeline, resolved, inputs, seed, functools.partial(self._step_name, pipeline, seed))
+        return self.book.make(pipeline, resolved, inputs, seed, functools.partial(self.names.of, pipeline, seed))
 
     def _bring(
         self, maker: Pipeline, taker: Pipeline, resolved: Resolved, taken: dict[str, Input], seed: int | None
@@ -294,7 +281,7 @@ class RunPlanner:
         It reads the data as prepared, whose rows those of labelled data are among, unless it is told of a part of its
         rows: which those are is decided by the seed and by the rows that are there.
         """
-        parents = [step for given in taken.values() if "step" in given and (step := self._known(given["step"]))]
+        parents = self.book.behind(taken)
         values = brought.values_for(maker, resolved.params, parents)
         found = self.resolver.resolve(maker, values, "", "", None, {})
         drawn = maker.seeded and getattr(found.params, "drawn", False)
@@ -304,29 +291,10 @@ class RunPlanner:
         if inputs is None:
             return None
         owners = {taker.name, *(each.pipeline for each in parents)}
-        name = functools.partial(self._brought_name, maker, owners, inputs)
-        return self._keyed(maker, found, inputs, seed if drawn else None, name)
-
-    def _keyed(
-        self,
-        pipeline: Pipeline,
-        resolved: Resolved,
-        inputs: dict[str, Input],
-        seed: int | None,
-        name: Callable[[str], str],
-    ) -> PlannedStep:
-        """The step of these values and inputs, one for all runs; `name` gives its name by its key."""
-        key = step_key(pipeline.name, pipeline.version, resolved.hashed, inputs, seed)
-        step = self._known(key)
-        if step is None:
-            unavailable, unresolved = self._obstacles(pipeline, inputs)
-            step = PlannedStep(
-                key, pipeline.name, name(key), pipeline.version, resolved.values, inputs, seed, unavailable, unresolved
-            )
-            step.recipe = self._recipe(pipeline, resolved.hashed, inputs)
-        if all(each.key != step.key for each in self.made):
-            self.made.append(step)
-        return step
+        policy = inputs.get("model_adapter") or inputs.get("model")
+        made = self.book.known(policy["step"]) if policy and "step" in policy else None
+        name = functools.partial(self.names.of_brought, maker, owners, made, policy is not None)
+        return self.book.make(maker, found, inputs, seed if drawn else None, name)
 
     def _find_columns(self, pipeline: Pipeline, inputs: dict[str, Input], columns: dict[str, str]) -> None:
         """Let a step take the data with the columns that a listed stage adds; the data itself must have the others."""
@@ -337,125 +305,19 @@ class RunPlanner:
             asked = next(name for column, name in columns.items() if column in maker.adds)
             if self.labelling:
                 message = f"{pipeline.name} would learn from what {maker.name} makes with this very {pipeline.name}"
-                self._fail(self._place_of(maker, REWARD), f"{message}: name another reward for {maker.name}")
+                self._fail(self.places.of(maker, REWARD), f"{message}: name another reward for {maker.name}")
             if maker.gives not in self.products:
                 self._stage(maker)
-            made = self._known(self.products[maker.gives]["step"])
+            made = self.book.known(self.products[maker.gives]["step"])
             if made is not None and made.params.get("split") is not None:
                 message = f"{maker.name} is told to label {made.params['split']} alone, and {pipeline.name} needs"
-                self._fail(self._place_of(maker, "split"), f"{message} all splits for its {asked}: leave `split` out")
+                self._fail(self.places.of(maker, "split"), f"{message} all splits for its {asked}: leave `split` out")
             inputs[role] = self.products[maker.gives]
             columns = {column: name for column, name in columns.items() if column not in maker.adds}
         data = self.products["data"]["step"]
         for column, name in columns.items():
-            problem = self.document.problem(self._place_of(pipeline, name), "")
+            problem = self.document.problem(self.places.of(pipeline, name), "")
             self.wanted.append(Wanted(data, column, problem))
-
-    def _recipe(self, pipeline: Pipeline, hashed: dict[str, Any], inputs: dict[str, Input]) -> str:
-        below = {}
-        for role, given in inputs.items():
-            parent = self._known(given["step"]) if "step" in given else None
-            below[role] = parent.recipe if parent else input_identity(given)
-        return digest([pipeline.name, pipeline.version, hashed, below])[:16]
-
-    def _known(self, key: str) -> PlannedStep | None:
-        return self.planned.get(key) or next((step for step in self.made if step.key == key), None)
-
-    def _step_name(self, pipeline: Pipeline, seed: int | None, key: str) -> str:
-        point = self.point
-        if pipeline.name == PREP or pipeline.adds:  # of the data alone
-            shown = {name.removeprefix(f"{pipeline.name}."): value for name, value in point.shown.items()}
-            own = {name: value for name, value in shown.items() if name in pipeline.params.model_fields}
-            return join_name([safe(point.dataset), *parameter_parts(own if pipeline.adds else {})], key)
-        parts = [safe(point.model), safe(point.dataset), *parameter_parts(self._shown_for(pipeline))]
-        if not pipeline.method:
-            parts = [safe(point.method), *parts]
-        return join_name([*parts, f"s{point.seed if seed is None else seed}"], key)
-
-    def _brought_name(self, pipeline: Pipeline, owners: set[str], inputs: dict[str, Input], key: str) -> str:
-        """After the policy that it reads, or the data where it reads none; and what was chosen for it."""
-        policy = inputs.get("model_adapter") or inputs.get("model")
-        made = self._known(policy["step"]) if policy and "step" in policy else None
-        of = [safe(self.point.model), safe(self.point.dataset)] if policy else [safe(self.point.dataset)]
-        own = {}
-        for name, value in self.shown.items():
-            owner, dot, inner = name.rpartition(".")
-            if (owner if dot else self.point.method) in owners and inner in {*pipeline.params.model_fields, REWARD}:
-                own[inner] = value
-        return join_name([*([made.name] if made else of), *parameter_parts(own)], key)
-
-    @property
-    def shown(self) -> dict[str, Any]:
-        """The chosen parameters, without those of a stage that no step of this run needs."""
-        unused = [f"{each.name}." for each in self.pipelines.values() if each.adds and each.gives not in self.products]
-        return {name: value for name, value in self.point.shown.items() if not name.startswith(tuple(unused))}
-
-    def _shown_for(self, pipeline: Pipeline) -> dict[str, Any]:
-        """The chosen parameters that this step and those before it depend on."""
-        shown = {}
-        for name, value in self.shown.items():
-            owner, dot, inner = name.rpartition(".")
-            owner = owner if dot else self.point.method
-            if owner in self.pipelines and self.pipelines[owner].rank <= pipeline.rank:
-                shown[inner if owner == pipeline.name else name] = value
-        return shown
-
-    def _obstacles(self, pipeline: Pipeline, inputs: dict[str, Input]) -> tuple[str | None, str | None]:
-        """Why a step cannot run by this release, or without a network; its parents' reasons are its own."""
-        parents = [step for given in inputs.values() if "step" in given and (step := self._known(given["step"]))]
-        unavailable = None if pipeline.available else f"{pipeline.name} comes with a later release"
-        for parent in parents:
-            if parent.unavailable:
-                unavailable = unavailable or f"needs {parent.pipeline}, which is unavailable"
-        unresolved = None
-        for given in inputs.values():
-            if "hub" in given and not given.get("revision"):
-                unresolved = unresolved or f"{given['hub']} is on the Hub and not resolved to a commit"
-        for parent in parents:
-            if parent.unresolved:
-                unresolved = unresolved or f"needs {parent.pipeline}, which is unresolved"
-        return unavailable, unresolved
-
-    # -- problems -------------------------------------------------------------------------------------------------
 
     def _fail(self, path: YamlPath, message: str) -> Any:
         raise StageError([self.document.problem(path, message)])
-
-    def _place_of(self, pipeline: Pipeline, name: str) -> YamlPath:
-        """Where the value stands that this run has for a parameter of `pipeline`, or where it would."""
-        point, values = self.point, self.document.values
-        if f"{pipeline.name}.{name}" in point.places:
-            return point.places[f"{pipeline.name}.{name}"]
-        task: list[Axis] = next((task.axes for task in point.experiment.tasks if task.path == point.path), [])
-        own = task if pipeline.name == point.method else []
-        for axis in (*own, *point.experiment.settings.get(pipeline.name, [])):
-            if axis.name == name:
-                value = self._written(pipeline).get(name)
-                return next((choice.path for choice in axis.choices if choice.value == value), axis.choices[0].path)
-        if pipeline.name == point.method:
-            return point.path
-        if pipeline.name == PREP:
-            return point.dataset_path
-        base = (*point.experiment.path, pipeline.name)
-        return base if base in values else (*point.experiment.path, "pipelines")
-
-    def _parameter_problems(self, error: ValidationError, pipeline: Pipeline, written: dict[str, Any]) -> list[Problem]:
-        """Pydantic's errors at the key that was written, or at the mapping where several keys do not fit together."""
-        problems: list[Problem] = []
-        for each in error.errors(include_url=False):
-            name = str(each["loc"][0]) if each["loc"] else ""
-            at = self._place_of(pipeline, name)
-            if each["type"] == "missing" and len(each["loc"]) == 1:
-                where = f"{pipeline.name} needs {name}"
-                hint = "; neither the task nor pipelines/optim.yaml gives it" if name in TABLED else ""
-                problems.append(
-                    self.document.problem((*at, name), f"is required and missing: {where}{hint}", at_key=True)
-                )
-            elif name and name not in written:
-                message = f"{pipeline.name}.{name} of {self.point.dataset}, from a name table: {each['msg']}"
-                problems.append(self.document.problem(at, message))
-            else:
-                problems.extend(
-                    pydantic_problems(error, self.document, at, pipeline.params, 1 if name else 0, name or None)
-                )
-        return list(dict.fromkeys(problems)) or [self.document.problem(self.point.path, str(error))]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from cdpo.errors import StepError
 from cdpo.memory import at_once
@@ -204,6 +204,30 @@ class RewardScorer:
             for at, reward in found:
                 self.scored += 1
                 yield at, -reward if self.reverse else reward
+
+
+class Loading(Protocol):
+    """How a reward model is read, as the parameters of a step that scores have it."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def attn_implementation(self) -> str: ...
+    @property
+    def template(self) -> str | None: ...
+    @property
+    def reverse(self) -> bool: ...
+
+
+def load_scorer(step: "Step", params: Loading) -> RewardScorer:
+    """The input `reward` of a step whose parameters are the reward model's alone; see `RewardScorer.load`."""
+    return RewardScorer.load(
+        step,
+        dtype=params.dtype,
+        attn_implementation=params.attn_implementation,
+        template=params.template,
+        reverse=params.reverse,
+    )
 
 
 #: what may be done about them
