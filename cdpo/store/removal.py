@@ -171,7 +171,7 @@ def being_read(store: Store) -> set[str]:
         if store.is_locked(key) and described.exists():
             said = read_json(described)
             read.update(short(each["step"]) for each in said["planned"].values() if "step" in each)
-            parts = (key_of(Path(out).parent.name) for out in said["inputs"].get("shards", []))
+            parts = (key_of(Path(out).parent.name) for out in said.get("inputs", {}).get("shards", []))
             read.update(part for part in parts if part is not None)
     return read
 
