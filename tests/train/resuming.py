@@ -130,7 +130,7 @@ class Made:
     @property
     def told(self) -> dict[str, Any]:
         """The summary without what was measured of this very run."""
-        own = {"training_seconds", "training_tokens_per_second", "seconds", "resumed_from"}
+        own = {"training_seconds", "training_tokens_per_second", "seconds", "resumed_from", "reference_rows"}
         return {name: value for name, value in self.summary.items() if name not in own}
 
 
