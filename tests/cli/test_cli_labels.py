@@ -143,6 +143,7 @@ def test_what_label_bt_refuses(small: Path, words: list[str], said: str) -> None
     assert not (small / "labelled").exists()
 
 
+@pytest.mark.slow
 def test_a_matrix_labels_once_and_trains_on_it(small: Path) -> None:
     tasks = """\
 tag: labels

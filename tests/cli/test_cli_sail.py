@@ -48,6 +48,7 @@ def test_prep_refuses_what_is_no_mixture_with_its_line(tmp_path: Path, task: str
     assert not (folder / ".cdpo").exists()
 
 
+@pytest.mark.slow
 def test_prep_wants_room_for_the_policys_responses(tmp_path: Path) -> None:
     task = "tasks: [{pipeline: DPP, beta: 0.1, p: %s, pi: 0.2, max_new_tokens: 505}]\n"
     folder = write_project(tmp_path, HEAD + task % 0.3, datasets=DATASETS)

@@ -69,6 +69,7 @@ def started(folder: Path) -> int:
     return room.log.read_text().count("was started on")
 
 
+@pytest.mark.slow
 def test_one_server_for_both_steps_and_the_rows_are_those_of_transformers(plain, tmp_path):
     folder = project(tmp_path)
     events = [json.loads(each) for each in run_cdpo("execute", "--display", "json", cwd=folder).stdout.splitlines()]

@@ -46,6 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_three_shards_give_what_one_step_gives(whole: Path, tmp_path: Path) -> None:
     folder = write_project(tmp_path / "cut", TASKS, datasets=DATASETS)
     (folder / "configs" / "devices.yaml").write_text(CUT)

@@ -48,6 +48,7 @@ def test_shared_steps_run_once(tmp_path: Path) -> None:
     assert started(tmp_path) == {"SFT": 1, "REFERENCE": 1, "DPO": 1}
 
 
+@pytest.mark.slow
 def test_two_matrices_live_in_one_store(tmp_path: Path) -> None:
     one = write_project(tmp_path / "one", TASKS, datasets=DATASETS, models=MODELS)
     two = write_project(tmp_path / "two", TASKS.replace("tag: shared", "tag: other"), datasets=DATASETS, models=MODELS)

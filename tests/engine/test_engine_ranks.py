@@ -25,6 +25,7 @@ def of_module(bench, module):
     return found
 
 
+@pytest.mark.slow
 def test_kill_9_of_worker_rank_and_supervisor_of_a_two_process_step(bench):
     gate = bench.folder / "gate"
     plan = bench.plan({"a": []}, a={"gate": str(gate)})

@@ -79,6 +79,7 @@ def test_distribution(ten_words):
     checks.check_distribution(one_batch, ten_words)
 
 
+@pytest.mark.slow
 def test_distribution_of_continuous_batching(ten_words):
     def several(folder: Path, _: Path | None) -> Backend:
         return ContinuousBackend(checks.load(folder), rows=250)

@@ -93,6 +93,7 @@ def test_the_micro_batch_of_devices_yaml_stands(world: Any, tmp_path: Path) -> N
     assert step.made().summary["micro_batch"] == 7
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_same(world: Any, tmp_path: Path) -> None:
     device = {"processes": 2, "distributed_type": "MULTI_CPU"}
     step = asks(world, tmp_path, params={"max_steps": 2}, device=device)
@@ -102,6 +103,7 @@ def test_two_ranks_take_the_same(world: Any, tmp_path: Path) -> None:
     assert step.made().summary["processes"] == 2
 
 
+@pytest.mark.slow
 def test_not_even_one_row_fits(world: Any, tmp_path: Path) -> None:
     """In less memory than Python itself takes; the next step that is like it does not try."""
     step = asks(world, tmp_path, device={"memory": GB // 10})
