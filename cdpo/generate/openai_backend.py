@@ -7,7 +7,8 @@ They agree on little more than the routes, so what they are sent depends on whic
                    neither, and has one random stream for all requests, so they are sent one at a time
     openai         prompts as token ids (`completions`) or messages (`chat`); tells log-probabilities, and no token ids
 
-Every answer is held against its question: a server that read more or fewer prompt tokens than there are ends the step.
+Every answer is held against its question: a server that read more or fewer prompt tokens than there are ends the step,
+and so does one that ends a response elsewhere than it was told to.
 """
 
 import functools
@@ -59,7 +60,7 @@ class OpenAIBackend:
         calls = [self._call(items[at], sampling, end_ids) for at in asked]
         for place, answer in self._endpoint.ask(calls, lambda place: f"prompt {asked[place] + 1} of {len(items)}"):
             at = asked[place]
-            yield at, self._read(answer, items[at], end_ids)
+            yield at, self._read(answer, items[at], sampling, end_ids)
 
     def close(self) -> None:
         self._endpoint.close()
@@ -126,7 +127,7 @@ class OpenAIBackend:
 
     # -- what is answered -----------------------------------------------------------------------------------------
 
-    def _read(self, answer: "_Answer", item: Item, end_ids: Sequence[int]) -> Sampled:
+    def _read(self, answer: "_Answer", item: Item, sampling: "SamplingParams", end_ids: Sequence[int]) -> Sampled:
         if answer.prompt_tokens is not None and answer.prompt_tokens != len(item.prompt_ids):
             said = f"the server read {answer.prompt_tokens} tokens where the prompt has {len(item.prompt_ids)}"
             if self._route == "completions":
@@ -134,8 +135,9 @@ class OpenAIBackend:
             if not self._told:
                 self._told = True
                 self._note(f"{said}: its chat template is not the one that cdpo trains with")
+        ended = answer.ended(end_ids)
+        _refuse_other_end(answer, ended, sampling.max_new_tokens, end_ids)
         if answer.token_ids is not None:
-            ended = bool(answer.token_ids) and answer.token_ids[-1] in end_ids
             return Sampled(answer.token_ids, "stop" if ended else "length", answer.logprobs)
         return Sampled(None, answer.finish_reason, answer.logprobs, answer.text)
 
@@ -151,9 +153,33 @@ class _Answer:
         self.finish_reason: Literal["stop", "length"] = choice.finish_reason
         self.logprobs = logprobs
         self.token_ids: list[int] | None = getattr(choice, "token_ids", None)
-        self.prompt_tokens: int | None = completion.usage.prompt_tokens if completion.usage else None
+        # the client gives a field no value that the server leaves out
+        self.prompt_tokens: int | None = getattr(completion.usage, "prompt_tokens", None)
+        self.tokens: int | None = getattr(completion.usage, "completion_tokens", None)
+        if self.token_ids is not None:
+            self.tokens = len(self.token_ids)
         if self.token_ids is not None and logprobs is not None and len(logprobs) != len(self.token_ids):
             raise NoAnswer(f"{len(logprobs)} log-probabilities of {len(self.token_ids)} tokens")
+
+    def ended(self, end_ids: Sequence[int]) -> bool:
+        """Whether an end token ended it; the server's word for it where it tells no token ids."""
+        if self.token_ids is None:
+            return self.finish_reason == "stop"
+        return bool(self.token_ids) and self.token_ids[-1] in end_ids
+
+
+def _refuse_other_end(answer: _Answer, ended: bool, most: int, end_ids: Sequence[int]) -> None:
+    """Raise StepError for a response that goes on after an end token, or is neither ended by one nor by its length.
+
+    Servers cut a response off without a word where their own context is full (vLLM with a small --max-model-len).
+    """
+    if answer.tokens is not None and (answer.tokens > most or (answer.tokens < most and not ended)):
+        raise StepError(
+            f"the server ended a response with {answer.finish_reason!r} after {answer.tokens} tokens, where "
+            f"max_new_tokens is {most}: its context is too small, or it does not heed what ends a response"
+        )
+    if any(token in end_ids for token in (answer.token_ids or ())[:-1]):
+        raise StepError("the server went on after an end token: it does not heed `stop_token_ids`")
 
 
 async def _complete(client: openai.AsyncOpenAI, model: str, *, prompt: Any, options: dict[str, Any]) -> _Answer:

@@ -273,6 +273,46 @@ def test_another_tokenizer_is_noticed(model, tokenizer, asked, ends):
             answers(backend(server, tokenizer), longer, GREEDY, ends)
 
 
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+def test_a_server_that_cuts_responses_off_is_noticed(model, tokenizer, asked, ends, kind):
+    """vLLM does where its own context (--max-model-len) is full: status 200, finish_reason "length"."""
+    with OpenAIServer(model, tokenizer, kind=kind) as server:
+        server.answer = lambda body, chat: OpenAIServer.answer(server, {**body, "max_tokens": 5}, chat)
+        with pytest.raises(StepError, match="'length' after 5 tokens, where max_new_tokens is 12"):
+            answers(backend(server, tokenizer), asked, SAMPLED, ends)
+
+
+def test_a_server_that_goes_on_for_too_long_is_noticed(model, tokenizer, asked, ends):
+    with OpenAIServer(model, tokenizer) as server:
+        server.answer = lambda body, chat: OpenAIServer.answer(server, {**body, "max_tokens": 20}, chat)
+        with pytest.raises(StepError, match="tokens, where max_new_tokens is 12"):
+            answers(backend(server, tokenizer), asked, GREEDY, ends)
+
+
+def test_a_server_that_heeds_no_end_tokens_is_noticed(model, tokenizer, asked, ends):
+    """Others than vLLM's ignore fields that they do not know."""
+
+    def answer(body: dict[str, Any], chat: bool) -> dict[str, Any]:
+        made = OpenAIServer.answer(server, body, chat)
+        (choice,) = made["choices"]
+        missing = body["max_tokens"] - len(choice["token_ids"])
+        choice["token_ids"] += [7] * missing
+        choice["logprobs"]["token_logprobs"] += [-1.0] * missing
+        return made
+
+    with OpenAIServer(model, tokenizer) as server:
+        server.answer = answer
+        with pytest.raises(StepError, match="went on after an end token"):
+            answers(backend(server, tokenizer), asked, SamplingParams(max_new_tokens=64), ends)
+
+
+def test_a_server_that_counts_no_tokens(model, tokenizer, asked, ends, expected):
+    with OpenAIServer(model, tokenizer) as server:
+        server.answer = lambda body, chat: OpenAIServer.answer(server, body, chat) | {"usage": {}}
+        ours = answers(backend(server, tokenizer), asked, GREEDY, ends)
+    assert [each[:2] for each in ours] == [each[:2] for each in expected(GREEDY)]
+
+
 def test_a_template_of_the_servers_own_is_told_once(model, tokenizer, asked, ends):
     notes: list[str] = []
     with OpenAIServer(model, tokenizer, kind="openai") as server:
