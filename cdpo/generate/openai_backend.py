@@ -153,9 +153,8 @@ class _Answer:
         self.finish_reason: Literal["stop", "length"] = choice.finish_reason
         self.logprobs = logprobs
         self.token_ids: list[int] | None = getattr(choice, "token_ids", None)
-        # the client gives a field no value that the server leaves out
-        self.prompt_tokens: int | None = getattr(completion.usage, "prompt_tokens", None)
-        self.tokens: int | None = getattr(completion.usage, "completion_tokens", None)
+        self.prompt_tokens: int | None = completion.usage.prompt_tokens if completion.usage else None
+        self.tokens: int | None = completion.usage.completion_tokens if completion.usage else None
         if self.token_ids is not None:
             self.tokens = len(self.token_ids)
         if self.token_ids is not None and logprobs is not None and len(logprobs) != len(self.token_ids):
