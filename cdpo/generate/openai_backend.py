@@ -149,7 +149,8 @@ class _Answer:
         (choice,) = completion.choices
         if choice.finish_reason not in ("stop", "length"):
             raise NoAnswer(f"finish_reason is {choice.finish_reason!r}")
-        self.text = text or ""
+        # half of a character, where a server cut one through, is nothing that can be tokenised or written down
+        self.text = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         self.finish_reason: Literal["stop", "length"] = choice.finish_reason
         self.logprobs = logprobs
         self.token_ids: list[int] | None = getattr(choice, "token_ids", None)

@@ -306,6 +306,21 @@ def test_a_server_that_heeds_no_end_tokens_is_noticed(model, tokenizer, asked, e
             answers(backend(server, tokenizer), asked, SamplingParams(max_new_tokens=64), ends)
 
 
+@pytest.mark.parametrize(
+    "said, read", [("cat \ud83d", "cat \ufffd"), ("\ude00 cat", "\ufffd cat"), ("\ud83d\ude00 ž\u2028", "😀 ž\u2028")]
+)
+def test_half_a_character(model, tokenizer, asked, ends, said, read):
+    def answer(body: dict[str, Any], chat: bool) -> dict[str, Any]:
+        made = OpenAIServer.answer(server, body, chat)
+        made["choices"][0]["text"] = said
+        return made
+
+    with OpenAIServer(model, tokenizer, kind="openai") as server:
+        server.answer = answer
+        ours = answers(backend(server, tokenizer), asked[:1], GREEDY, ends)
+    assert ours[0].text == read
+
+
 def test_a_server_that_counts_no_tokens(model, tokenizer, asked, ends, expected):
     with OpenAIServer(model, tokenizer) as server:
         server.answer = lambda body, chat: OpenAIServer.answer(server, body, chat) | {"usage": {}}
