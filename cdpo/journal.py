@@ -49,7 +49,7 @@ class Journal:
 
     @classmethod
     def of(cls, step: "Step", name: str) -> Self:
-        """The journal `name` of a step, and in it what its shards have made.
+        """The journal `name` of a step, and in it what its shards have made, or those of another cut of it.
 
         Raises `StepError` where the step was started as several processes."""
         if step.device.processes != 1:
@@ -58,8 +58,11 @@ class Journal:
                 f"write `pipelines: {{{step.pipeline}: {{processes: 1}}}}` in devices.yaml"
             )
         journal = cls(step.checkpoints / name)
-        for shard in step.input_files("shards") if step.has("shards") else ():
-            journal.items |= _items((shard / name).read_bytes())[0]
+        for role in ("earlier", "shards"):
+            for part in step.input_files(role) if step.has(role) else ():
+                # another cut's part may not have come so far as to have one
+                if role == "shards" or (part / name).exists():
+                    journal.items |= _items((part / name).read_bytes())[0]
         return journal
 
     def __enter__(self) -> Self:

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from cdpo.engine import trees
 from cdpo.engine.gpus.slots import Place
 from cdpo.engine.local.running import Running
+from cdpo.engine.parts import earlier
 from cdpo.engine.process import identity
 from cdpo.engine.worker import LAUNCH
 from cdpo.files import write_json
@@ -60,7 +61,7 @@ def describe(
         (work / name).unlink(missing_ok=True)
     described: dict[str, Any] = {
         **{name: getattr(step, name) for name in ("pipeline", "key", "name", "version", "params", "seed", "shard")},
-        "inputs": dict(inputs),
+        "inputs": dict(inputs) | ({"earlier": before} if (before := earlier(store, step)) else {}),
         "planned": step.inputs,
         "device": asdict(device),
     }

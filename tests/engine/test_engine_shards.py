@@ -11,6 +11,7 @@ import pytest
 from engine_bench import HERE, TRIVIAL, of_kind, wait_for
 
 from cdpo.engine.status import status
+from cdpo.files import read_json
 from cdpo.plan.graph import Plan
 
 MODULES = {"TRIVIAL": TRIVIAL, "GEN": TRIVIAL}
@@ -84,6 +85,27 @@ def test_parts_outlive_the_supervisor_and_are_made_once(bench):
     code, _ = bench.finish(second)
     assert code == 0
     assert all(bench.told()["begin", name] == 1 for name in ["a", *PARTS, "b", "c"])
+
+
+def test_another_cut_is_told_of_what_the_first_one_made(bench):
+    gate = bench.folder / "gate"
+    bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(gate)})
+    first = bench.execute(**CUT)
+    assert wait_for(lambda: all(bench.told()["begin", part] for part in PARTS))
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    for pid in bench.workers():
+        os.kill(pid, signal.SIGKILL)
+    assert bench.none_left()
+    gate.touch()
+    code, _ = bench.run(modules=MODULES, devices={"pipelines": {"GEN": {"shards": 2}}})
+    assert code == 0
+    # parts of the new cut read what the old one has, and so does the whole; what they are joined of is no "earlier"
+    told = [read_json(path / "manifest.json") for path in bench.store.finished().values()]
+    assert {each["name"] for each in told} == {"a", "b", "c"}
+    described = read_json(next(path for path in bench.store.finished().values() if "b-" in path.name) / "manifest.json")
+    assert "earlier" not in described["inputs"]
+    assert bench.told()["heard", "b_1of2"] == bench.told()["heard", "b"] == 3
 
 
 def test_auto_is_one_for_each_place(bench):

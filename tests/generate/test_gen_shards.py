@@ -6,6 +6,7 @@ import pytest
 from cdpo.pipelines.gen import run
 
 from cdpo.files import read_json_lines
+from cdpo.generate import transformers_backend
 from cdpo.generate.responses import read_responses
 from cdpo.step import Step
 
@@ -59,6 +60,34 @@ def test_a_row_that_a_shard_lost_is_answered_when_they_are_joined(gen_step, whol
         run(part)
     file = parts[1].out / "responses.jsonl"
     file.write_text("".join(line + "\n" for line in file.read_text().splitlines()[:-3]))
+    joined = gen_step("joined", samples=2, limit=11, max_new_tokens=8)
+    joined.inputs = {**joined.inputs, "shards": [str(part.out) for part in parts]}
+    run(joined)
+    alike(read_responses(joined.out), whole)
+
+
+def test_another_cut_goes_on_from_what_was_made(gen_step, whole, monkeypatch):
+    """One part of two is finished, the other is in the middle: three parts answer what is missing, once."""
+    first, second = (shard_of(gen_step(f"half{at}", samples=2, limit=11, max_new_tokens=8), at, 2) for at in range(2))
+    run(first)
+    run(second)
+    half = second.checkpoints / "responses.jsonl"
+    half.write_text("".join(line + "\n" for line in half.read_text().splitlines()[:4]) + '["eval:3:ab", {"resp')
+    asked = []
+    original = transformers_backend._answer
+    monkeypatch.setattr(
+        transformers_backend,
+        "_answer",
+        lambda model, items, *rest: asked.extend(items) or original(model, items, *rest),
+    )
+    parts = []
+    for index in range(3):
+        part = shard_of(gen_step(f"third{index}", micro_batch=1, samples=2, limit=11, max_new_tokens=8), index, 3)
+        part.inputs = {**part.inputs, "earlier": [str(first.out), str(second.checkpoints), str(part.work / "none")]}
+        run(part)
+        parts.append(part)
+    known = sum(1 for _ in read_json_lines(first.out / "responses.jsonl")) + 4
+    assert len(asked) == 22 - known
     joined = gen_step("joined", samples=2, limit=11, max_new_tokens=8)
     joined.inputs = {**joined.inputs, "shards": [str(part.out) for part in parts]}
     run(joined)
