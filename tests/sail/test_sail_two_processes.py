@@ -44,6 +44,9 @@ if trainer.is_world_process_zero():
         json.dump({"log": trainer.state.log_history, "scores": scores,
                    "realised": {route.name: count for route, count in trainer.sail.realised.items()},
                    "baseline": trainer.sail.mean_preference}, stream)
+# taking the interpreter down while gloo's threads live was seen to abort it, after all was done
+trainer.accelerator.wait_for_everyone()
+os._exit(0)
 '''
 MIX = {"r": 0.2, "p": 0.25, "g": 0.25, "rho": 0.5, "pi": 0.3, "gamma": 0.3, "max_new_tokens": 6}
 CASES = [
