@@ -227,13 +227,13 @@ PIECES = (
 )
 
 
-@settings(DAMAGE, max_examples=1000)
+@settings(DAMAGE, max_examples=500)
 @given(damaged())
 def test_damaged_structures(text: str) -> None:
     accepted(text)
 
 
-@settings(DAMAGE, max_examples=1000)
+@settings(DAMAGE, max_examples=500)
 @given(edited())
 def test_edited_texts(text: str) -> None:
     accepted(text)

@@ -131,6 +131,7 @@ def setup(pipeline: str, params: dict[str, Any], inputs: Any, parents: Callable[
     return setup_of(pipeline, pipelines()[pipeline].params.model_validate(params), inputs, parents, 1)
 
 
+@pytest.mark.slow
 def test_a_step_and_its_plan_speak_of_the_same_setup(made: Path) -> None:
     project, plan = of(made)
     store = project.store
@@ -149,6 +150,7 @@ def test_a_step_and_its_plan_speak_of_the_same_setup(made: Path) -> None:
         assert there == setup(step.pipeline, step.params, step.inputs, lambda key: plan.steps[key].inputs)
 
 
+@pytest.mark.slow
 def test_plan_tells_and_execute_refuses(made: Path) -> None:
     project, plan = of(made)
     (made / "configs/devices.yaml").write_text("gpus: []\ncpu_workers: 1\n")

@@ -51,8 +51,8 @@ os._exit(0)
 MIX = {"r": 0.2, "p": 0.25, "g": 0.25, "rho": 0.5, "pi": 0.3, "gamma": 0.3, "max_new_tokens": 6}
 CASES = [
     pytest.param({"staleness": 1, "baseline": "moving", "loss_type": ["dpo_pro"], "weight_column": "weight"}, id="mix"),
-    pytest.param({"reward_labels": "bt", "gradient_checkpointing": False}, id="full", marks=pytest.mark.slow),
-    pytest.param({"lora": True, "staleness": 2}, id="lora", marks=pytest.mark.slow),
+    pytest.param({"reward_labels": "bt", "gradient_checkpointing": False}, id="full"),
+    pytest.param({"lora": True, "staleness": 2}, id="lora"),
 ]
 
 
@@ -90,6 +90,7 @@ def train(project: Path, processes: int, micro: int, accumulation: int, options:
 
 @pytest.mark.fault(9)
 @pytest.mark.parametrize("options", CASES)
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(project: Path, options: dict[str, Any]) -> None:
     """29 rows in batches of 12: parts of 3, the last one of uneven parts."""
     alone, split = train(project, 1, 12, 1, options), train(project, 2, 3, 2, options)

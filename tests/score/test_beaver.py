@@ -117,6 +117,7 @@ def test_missing_weights_are_named(folder: Path, tmp_path: Path) -> None:
             load_score_model(whole, device=CPU)
 
 
+@pytest.mark.slow
 def test_pickles_are_refused_and_converted(tmp_path: Path, folder: Path) -> None:
     pickled = write_score_model(tmp_path / "pickled", bias=0.25, pickled=True)
     with pytest.raises(StepError, match=r"pickles only.*python -m cdpo[.]score[.]beaver \S+pickled NEW_FOLDER"):
