@@ -56,6 +56,10 @@ class OpenAIServer(ThreadingHTTPServer):
         self.end.set()
         self.shutdown()
         self.server_close()
+        # a thread that is within torch when the interpreter ends aborts the process
+        limit = time.monotonic() + 30
+        while self.under_way and time.monotonic() < limit:
+            time.sleep(0.01)
 
     def handle_error(self, *_: object) -> None:
         """Clients leave as they please."""
