@@ -1,5 +1,6 @@
 """A file to which a step appends its items as they come, and from which it goes on after it was killed."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -51,18 +52,20 @@ class Journal:
     def of(cls, step: "Step", name: str) -> Self:
         """The journal `name` of a step, and in it what its shards have made, or those of another cut of it.
 
-        Raises `StepError` where the step was started as several processes."""
+        Raises `StepError` where the step was started as several processes.
+        """
         if step.device.processes != 1:
             raise StepError(
                 f"{step.pipeline} runs as one process and was started as {step.device.processes}: "
                 f"write `pipelines: {{{step.pipeline}: {{processes: 1}}}}` in devices.yaml"
             )
         journal = cls(step.checkpoints / name)
-        for role in ("earlier", "shards"):
-            for part in step.input_files(role) if step.has(role) else ():
-                # another cut's part may not have come so far as to have one
-                if role == "shards" or (part / name).exists():
-                    journal.items |= _items((part / name).read_bytes())[0]
+        for part in step.input_files("earlier") if step.has("earlier") else ():
+            # one that had not begun has none, and one that is finished meanwhile has it elsewhere
+            with contextlib.suppress(FileNotFoundError):
+                journal.items |= _items((part / name).read_bytes())[0]
+        for part in step.input_files("shards") if step.has("shards") else ():
+            journal.items |= _items((part / name).read_bytes())[0]
         return journal
 
     def __enter__(self) -> Self:

@@ -1,11 +1,13 @@
 """Which steps of a plan must run: those that are wanted and not there, and what they need that is not there either."""
 
 import graphlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdpo.errors import UsageError
+from cdpo.plan.shards import cut
 from cdpo.store import Store
 from cdpo.store.names import short
 
@@ -65,6 +67,14 @@ def select(plan: "Plan", store: Store, keys: set[str] | None = None) -> Selectio
     if chosen.todo:
         store.check_rooms()
     return chosen
+
+
+def select_parts(
+    plan: "Plan", store: Store, keys: set[str] | None, selection: Selection, shards: Callable[[str], int]
+) -> tuple["Plan", Selection]:
+    """`plan` with the steps of `selection` cut into `shards(pipeline)` parts each, and what is to be done of it."""
+    whole, plan = plan, cut(plan, shards, set(selection.todo))
+    return plan, selection if plan is whole else select(plan, store, keys)
 
 
 def _runnable(plan: "Plan", todo: list[str]) -> None:

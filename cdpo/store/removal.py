@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cdpo.errors import DamagedFile
 from cdpo.files import read_json, write_json
 from cdpo.store import services
 from cdpo.store.names import key_of, short
+from cdpo.store.parts import part
 from cdpo.store.publish import EVICTED, MANIFEST
 from cdpo.store.store import Store
 
@@ -75,10 +75,11 @@ def plan_gc(store: Store, weights: Collection[str] = ()) -> list[Removal]:
         needed.update(short(step["key"]) for step in read_json(path)["steps"])
     steps, read = store.finished(), being_read(store)
     # parts of steps that are still to be joined
-    parts = {short(key): store.work(key) / "step.json" for key in store.working()}
-    parts |= {key: path / MANIFEST for key, path in steps.items()}
+    said = {short(key): store.work(key) / "step.json" for key in store.working()}
+    said |= {key: path / MANIFEST for key, path in steps.items()}
     missing = needed - steps.keys()
-    needed |= {key for key, said in parts.items() if key not in needed and _is_part(said, missing)}
+    parts = {key: shard for key, path in said.items() if key not in needed and (shard := part(path))}
+    needed |= {key for key, shard in parts.items() if short(shard["of"]) in missing}
     found = [
         Removal("step", path, size_of(path), "no run and no plan has it", key)
         for key, path in sorted(steps.items(), key=lambda each: each[1])
@@ -174,15 +175,6 @@ def being_read(store: Store) -> set[str]:
             parts = (key_of(Path(out).parent.name) for out in said.get("inputs", {}).get("shards", []))
             read.update(part for part in parts if part is not None)
     return read
-
-
-def _is_part(said: Path, of: Collection[str]) -> bool:
-    """Whether a manifest, or a step.json, is that of a shard of one of the steps `of`."""
-    try:
-        shard = read_json(said).get("shard")
-    except (OSError, DamagedFile, AttributeError):
-        return False
-    return isinstance(shard, dict) and short(str(shard.get("of"))) in of
 
 
 def weight_files(store: Store, path: Path) -> list[Path]:

@@ -57,7 +57,7 @@ def test_three_shards_give_what_one_step_gives(whole: Path, tmp_path: Path) -> N
     # the parts are gone, the step has the name that it has uncut
     assert [path.name for path in made(folder)] == [path.name for path in made(whole)]
     assert joined(folder) == joined(whole)
-    assert run_cdpo("gc", cwd=folder).stdout.count("remove") == run_cdpo("gc", cwd=whole).stdout.count("remove")
+    assert "nothing to free" in run_cdpo("gc", cwd=folder).stdout
     # another number of devices finds it finished
     (folder / "configs" / "devices.yaml").write_text(CUT.replace("3", "4"))
     assert "0 to run" in run_cdpo("execute", "--display", "plain", cwd=folder).stdout

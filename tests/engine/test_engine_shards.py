@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from engine_bench import HERE, TRIVIAL, of_kind, wait_for
 
+from cdpo.engine.parts import earlier
 from cdpo.engine.status import status
 from cdpo.files import read_json
 from cdpo.plan.graph import Plan
+from cdpo.plan.shards import cut
 
 MODULES = {"TRIVIAL": TRIVIAL, "GEN": TRIVIAL}
 #: a step that can be cut between two that cannot
@@ -106,6 +108,29 @@ def test_another_cut_is_told_of_what_the_first_one_made(bench):
     described = read_json(next(path for path in bench.store.finished().values() if "b-" in path.name) / "manifest.json")
     assert "earlier" not in described["inputs"]
     assert bench.told()["heard", "b_1of2"] == bench.told()["heard", "b"] == 3
+
+
+def test_a_damaged_part_of_another_cut_is_not_gone_on_from(bench):
+    gate = bench.folder / "gate"
+    plan = bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(gate)})
+    first = bench.execute(**CUT)
+    assert wait_for(lambda: all(bench.told()["begin", part] for part in PARTS))
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    gate.touch()
+    # the parts end well by themselves, and nobody joins them
+    assert wait_for(lambda: len(bench.store.finished()) == 4)
+    steps = cut(plan, lambda pipeline: 2, set(plan.steps)).steps.values()
+    asked = [step for step in steps if step.pipeline == "GEN"]
+    parts = sorted(path for path in bench.store.finished().values() if path.name.startswith("b_"))
+    whole = [str(path / "out") for path in parts]
+    assert [earlier(bench.store, step) for step in asked] == [whole] * 3
+    value = parts[1] / "out" / "value.txt"
+    value.write_text(value.read_text().replace("a", "c", 1))
+    assert [earlier(bench.store, step) for step in asked] == [[whole[0], whole[2]]] * 3
+    # of its own cut a part is told nothing
+    same = [step for step in cut(plan, lambda pipeline: 3, set(plan.steps)).steps.values() if step.pipeline == "GEN"]
+    assert [earlier(bench.store, step) for step in same] == [[]] * 4
 
 
 def test_auto_is_one_for_each_place(bench):

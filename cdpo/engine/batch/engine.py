@@ -17,7 +17,7 @@ from cdpo.engine.batch import job
 from cdpo.engine.batch.backend import Backend, JobState, Unreachable
 from cdpo.engine.outcome import Outcome
 from cdpo.engine.program import modules_for
-from cdpo.engine.selection import Selection, select
+from cdpo.engine.selection import Selection, select, select_parts
 from cdpo.engine.services.describe import refuse_unserved
 from cdpo.engine.show.display import Display, Silent
 from cdpo.engine.show.eta import Estimate
@@ -25,7 +25,6 @@ from cdpo.engine.show.reporter import Reporter
 from cdpo.engine.signals import Signals
 from cdpo.engine.watch import Follower, failure, proc, tail
 from cdpo.files import write_json
-from cdpo.plan.shards import cut
 from cdpo.store import Store, locks
 
 if TYPE_CHECKING:
@@ -326,9 +325,7 @@ class BatchEngine:
             assert wanted != "auto"  # refused where devices.yaml is read
             return wanted
 
-        whole, plan = plan, cut(plan, shards, set(selection.todo))
-        if plan is not whole:
-            selection = select(plan, self.store, keys)
+        plan, selection = select_parts(plan, self.store, keys, selection, shards)
         modules = self._modules if self._modules is not None else modules_for(selection.todo)
         execution = BatchExecution(
             self.store, plan, selection, self.devices, self.backend, self.display, modules, fail_fast

@@ -12,11 +12,10 @@ from cdpo.engine.gpus.slots import Slots
 from cdpo.engine.local.execution import Execution
 from cdpo.engine.outcome import Outcome
 from cdpo.engine.program import modules_for
-from cdpo.engine.selection import select
+from cdpo.engine.selection import select, select_parts
 from cdpo.engine.services.describe import refuse_unserved
 from cdpo.engine.show.display import Display, Silent
 from cdpo.errors import UsageError
-from cdpo.plan.shards import cut
 from cdpo.store import Store
 
 if TYPE_CHECKING:
@@ -57,9 +56,7 @@ class LocalEngine:
             wanted = self.devices.of(pipeline).shards
             return slots.total if wanted == "auto" else wanted
 
-        whole, plan = plan, cut(plan, shards, set(selection.todo))
-        if plan is not whole:
-            selection = select(plan, self.store, keys)
+        plan, selection = select_parts(plan, self.store, keys, selection, shards)
         todo = [plan.steps[key] for key in selection.todo]
         for pipeline, served in {(step.pipeline, step.served) for step in todo}:
             wanted = self.devices.gpus_of(pipeline, served)
