@@ -152,15 +152,25 @@ def run(step: Step) -> dict[str, Any]:
     mine = [place for place, (at, _, _) in enumerate(asked) if at in share]
     asked, keys = [asked[place] for place in mine], [keys[place] for place in mine]
 
-    began, sampled_tokens = time.monotonic(), 0
+    sampled_tokens = 0
     with Journal.of(step, "responses.jsonl") as journal:
         done = {place for place, key in enumerate(keys) if key in journal}
         if done:
             step.note(f"going on after {len(done)} of {len(keys)} responses")
         step.progress(len(done), len(keys), unit="responses")
         if len(done) < len(keys):
-            items = [Item(encoded[at], seed, params.temperatures[n], rows[at]["prompt"]) for at, n, seed in asked]
+            items = [
+                Item(
+                    encoded[at],
+                    seed,
+                    params.temperatures[sample],
+                    rows[at]["prompt"],
+                    f"{rows[at]['prompt_id']}, sample {sample}",
+                )
+                for at, sample, seed in asked
+            ]
             with closing(open_backend(step, params, tokenizer, len(items))) as backend:
+                began = time.monotonic()
                 for place, sampled in backend.generate(items, params, end_ids=ends, done=done):
                     if place in done:
                         continue

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -84,7 +85,7 @@ def why(project: Project, text: str) -> None:
     described, label = (describe(step), step.label) if step else _described(project, key, folder)
     click.echo(f"{label}\nkey {key}\n")
     for name, value in features(described).items():
-        click.echo(f"  {name:<28} {show_value(value)}")
+        click.echo(f"  {name:<28} {_whole(value)}")
     state = f"finished: {folder}" if folder else "not finished"
     click.echo(f"\n{state}")
     others = [
@@ -99,7 +100,12 @@ def why(project: Project, text: str) -> None:
     nearest, different = min(others, key=lambda pair: len(pair[1]))
     click.echo(f"nearest finished step: {nearest.parent.name}/{nearest.name}")
     for name, (theirs, mine) in different.items():
-        click.echo(f"  {name:<28} {show_value(theirs)} -> {show_value(mine)}")
+        click.echo(f"  {name:<28} {_whole(theirs)} -> {_whole(mine)}")
+
+
+def _whole(value: Any) -> str:
+    """A value with nothing left out, where a name would drop brackets and quotes."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else show_value(value)
 
 
 def _described(project: Project, key: str, folder: Path | None) -> tuple[dict[str, object], str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cdpo.config.problems import suggest
 from cdpo.errors import UsageError
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.names import count
@@ -19,6 +20,7 @@ from cdpo.plan.states import StepState, states, summary
 from cdpo.project import Project
 
 if TYPE_CHECKING:
+    from cdpo.config.devices import Devices
     from cdpo.measured import Measurement
     from cdpo.plan.fit import Fit
 
@@ -65,6 +67,7 @@ def show_plan(project: Project, as_json: bool) -> None:
     from cdpo.engine.services.describe import refuse_unserved
     from cdpo.plan.estimates import estimate_lines
 
+    devices = project.devices()
     plan = project.plan()
     found = _states(project, plan)
     todo = [step for step in plan.steps.values() if found[step.key].state == "run"]
@@ -73,9 +76,10 @@ def show_plan(project: Project, as_json: bool) -> None:
         json.dump(plan_json(plan, found, fit.largest(todo)), sys.stdout)
         print()
     else:
-        more = [*plan.notes, *estimate_lines(project.store, todo), *fit.lines(todo)]
+        estimates = estimate_lines(project.store, todo)
+        more = [*plan.notes, *_shard_lines(devices, todo), *estimates, *fit.lines(todo)]
         click.echo(plan_table(plan, found, more))
-    refuse_unserved(project.devices(), todo)
+    refuse_unserved(devices, todo)
     _refuse(fit.obstacles(todo))
 
 
@@ -153,7 +157,7 @@ def chosen_keys(plan: Plan, only: str | None, runs: tuple[str, ...]) -> set[str]
     there = {step.pipeline for step in plan.steps.values()}
     unknown = [name for name in wanted or [] if name not in there]
     if unknown:
-        raise UsageError(f"--only: the plan has no {', '.join(unknown)}; it has {', '.join(sorted(there))}")
+        raise UsageError(f"--only: the plan has no {', '.join(unknown)}{suggest(unknown[0], sorted(there))}")
     keys = {key for run in chosen for key in run.steps}
     return {key for key in keys if wanted is None or plan.steps[key].pipeline in wanted}
 
@@ -259,6 +263,17 @@ def _todo(plan: Plan, keys: set[str] | None, found: dict[str, StepState]) -> lis
 def _refuse(obstacles: list[str]) -> None:
     if obstacles:
         raise UsageError("this plan does not fit into memory:\n  " + "\n  ".join(obstacles))
+
+
+def _shard_lines(devices: "Devices", todo: list[PlannedStep]) -> list[str]:
+    """Which steps execute cuts; the parts are no steps of the plan, whose keys know nothing of the hardware."""
+    lines = []
+    for pipeline in dict.fromkeys(step.pipeline for step in todo):
+        shards = devices.of(pipeline).shards
+        if shards != 1:
+            parts = "as many shards as can run at once" if shards == "auto" else f"{shards} shards"
+            lines.append(f"each {pipeline} step is cut into {parts}, which are joined again")
+    return lines
 
 
 def _length_lines(plan: Plan, lengths: dict[str, Any]) -> list[str]:

@@ -96,6 +96,7 @@ def _confirmed() -> bool:
     except click.Abort:
         if sys.stdin.isatty():
             raise
+        click.echo()  # behind the question
         raise UsageError("nothing is deleted: there is nobody to ask here, and `--yes` was not said") from None
 
 

@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 class Item(NamedTuple):
     """A prompt to answer, the seed in [0, 2**63) of its random stream, and a temperature if it has one of its own.
 
-    `messages` are what `prompt_ids` were made from: for servers that write the template themselves.
+    `messages` are what `prompt_ids` were made from: for servers that write the template themselves. `name`: what it is
+    called where it has to be told of; its position where it has none.
     """
 
     prompt_ids: list[int]
     seed: int
     temperature: float | None = None
     messages: "Messages | None" = None
+    name: str | None = None
 
 
 class Sampled(NamedTuple):

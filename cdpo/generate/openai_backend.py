@@ -58,7 +58,11 @@ class OpenAIBackend:
             raise StepError("top_k is no parameter of OpenAI's API: leave it out, or name a server that has it")
         asked = [at for at in range(len(items)) if at not in done]
         calls = [self._call(items[at], sampling, end_ids) for at in asked]
-        for place, answer in self._endpoint.ask(calls, lambda place: f"prompt {asked[place] + 1} of {len(items)}"):
+
+        def name(place: int) -> str:
+            return items[asked[place]].name or f"prompt {asked[place] + 1} of {len(items)}"
+
+        for place, answer in self._endpoint.ask(calls, name):
             at = asked[place]
             yield at, self._read(answer, items[at], sampling, end_ids)
 

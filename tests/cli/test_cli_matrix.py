@@ -76,8 +76,14 @@ def test_logs_and_why_find_a_step_by_key_and_by_name(project: Path) -> None:
     why = run_cdpo("why", key[:12], cwd=project).stdout
     assert key in why
     assert "beta" in why
+    assert '{"built": {"kind": "tiny", "seed": 0}}' in run_cdpo("why", "SFT/", cwd=project).stdout
     assert "no step fits" in run_cdpo("why", "zzzz", cwd=project, check=1).stderr
     assert "which one?" in run_cdpo("why", "GEN/", cwd=project, check=1).stderr
+
+
+def test_a_stage_that_is_misspelt_is_guessed(project: Path) -> None:
+    wrong = run_cdpo("execute", "--only", "sft", cwd=project, check=2).stderr
+    assert "--only: the plan has no sft (did you mean 'SFT'?)" in wrong
 
 
 def test_editing_one_value_reruns_its_cone_alone(copied: Path) -> None:

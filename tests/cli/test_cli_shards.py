@@ -46,6 +46,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_plan_says_what_will_be_cut(tmp_path: Path) -> None:
+    folder = write_project(tmp_path, TASKS, datasets=DATASETS)
+    assert "shards" not in run_cdpo("plan", cwd=folder).stdout
+    (folder / "configs" / "devices.yaml").write_text(CUT)
+    assert "each GEN step is cut into 3 shards" in run_cdpo("plan", cwd=folder).stdout
+    (folder / "configs" / "devices.yaml").write_text(CUT.replace("3}", "auto}"))
+    assert "each GEN step is cut into as many shards as can run at once" in run_cdpo("plan", cwd=folder).stdout
+
+
 @pytest.mark.slow
 def test_three_shards_give_what_one_step_gives(whole: Path, tmp_path: Path) -> None:
     folder = write_project(tmp_path / "cut", TASKS, datasets=DATASETS)

@@ -97,8 +97,10 @@ class Execution:
 
     def _tell_of_others(self) -> None:
         for who in supervisors.living(self.store):
-            text = f"another execute (process {who['pid']}) works on this store too: each step is made by one of them"
-            self.reporter.emit("note", text=f"{text}, and each has its own cpu_workers")
+            text = (
+                f"another execute (process {who['pid']}) works on this store too: each step, or shard, is made by one"
+            )
+            self.reporter.emit("note", text=f"{text} of them, and each has its own cpu_workers")
 
     def _open(self) -> None:
         chosen = self.selection
