@@ -65,7 +65,7 @@ def test_a_sweep_of_a_mixture_is_chosen_on_tune_and_reported_on_eval(tmp_path: P
     folder = write_project(tmp_path, TASKS, datasets=DATASETS)
     run_cdpo("execute", "--display", "plain", cwd=folder)
     rooms = {room.name: len(list(room.iterdir())) for room in (folder / ".cdpo" / "steps").iterdir()}
-    assert rooms == {"PREP": 1, "SFT": 2, "RM": 1, "MIX": 4, "GEN": 12, "EVALREWARD": 12}
+    assert rooms == {"PREP": 1, "SFT": 2, "RM": 1, "REFERENCE": 2, "MIX": 4, "GEN": 12, "EVALREWARD": 12}
     everything = json.loads(run_cdpo("results", "--all", "--json", cwd=folder).stdout)
     assert len(everything["runs"]) == 12
     means = {

@@ -167,6 +167,17 @@ def test_what_is_left_of_a_service_when_all_are_killed_at_once_ends_with_the_nex
     assert serving.no_service()
 
 
+def test_what_a_keeper_left_that_was_killed_when_all_was_done_is_ended_by_the_next_execution(serving):
+    serving.served_plan("a")
+    assert serving.finish(serving.ask("--child"))[0] == 0
+    child = child_of(serving.room().folder / "server-1.log")
+    kill(serving.room().state()["keeper"]["pid"])
+    assert wait_for(lambda: not serving.services())
+    assert lives(child)
+    assert serving.finish(serving.ask("--child"))[0] == 0
+    assert wait_for(lambda: not lives(child), 5)
+
+
 def test_stop_ends_services_at_once_and_a_keeper_left_alone_too(serving):
     (key,) = serving.served_plan("a", rows=500, pause=0.1).steps
     process = serving.ask("--child")

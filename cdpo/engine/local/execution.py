@@ -92,6 +92,8 @@ class Execution:
                 self.signals.wait(self.devices.poll_seconds)
                 self.sight.look(self._look_around)
                 self.reporter.tick()
+            if any(step.served for step in self.plan.steps.values()):
+                self.remains.end_keepers()
         self.reporter.closed(self.outcome, time.monotonic() - began)
         return self.outcome
 

@@ -6,11 +6,13 @@ from cdpo.engine import trees
 from cdpo.engine.process import Identity, describe
 from cdpo.engine.show.reporter import Reporter
 from cdpo.engine.trees import Tree
+from cdpo.store.services import SERVICE
 
 #: seconds that a killed process may take to go before that is told
 PATIENCE = 2.0
 #: and before its step counts as ended all the same
 LONG_PATIENCE = 20.0
+PAUSE = 0.05
 
 
 class Remains:
@@ -43,6 +45,15 @@ class Remains:
             if left:
                 self._tell(tree, left, "killed what an ended worker of this store left running")
         self._earlier = [tree for tree in self._earlier if tree.remains]
+
+    def end_keepers(self) -> None:
+        """End what keepers that were killed left running. To be called when the steps are done: nobody else will."""
+        store = self._reporter.store
+        left = [Tree(mark) for mark in trees.leftovers(store) if trees.key_of(mark).startswith(SERVICE)]
+        limit = time.monotonic() + PATIENCE
+        while left and time.monotonic() < limit:
+            left = [tree for tree in left if tree.kill()]
+            time.sleep(PAUSE)
 
     def _tell(self, tree: Tree, left: list[Identity], text: str, key: str | None = None) -> None:
         if tree.mark not in self._told:
