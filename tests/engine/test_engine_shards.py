@@ -110,6 +110,38 @@ def test_another_cut_is_told_of_what_the_first_one_made(bench):
     assert bench.told()["heard", "b_1of2"] == bench.told()["heard", "b"] == 3
 
 
+@pytest.mark.parametrize("shards", [2, 1])
+def test_workers_that_a_killed_execution_left_at_another_cut_are_ended(bench, shards):
+    gate = bench.folder / "gate"
+    bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(gate)})
+    first = bench.execute(**CUT)
+    assert wait_for(lambda: all(bench.told()["begin", part] for part in PARTS))
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    left = bench.workers()
+    assert len(left) == len(PARTS)
+    second = bench.execute(modules=MODULES, devices={"pipelines": {"GEN": {"shards": shards}}})
+    assert wait_for(lambda: not set(left) & set(bench.workers()))
+    gate.touch()
+    code, events = bench.finish(second)
+    assert code == 0
+    assert "ended 3 workers that an earlier execute left at another cut" in str(events)
+    assert {each["name"] for each in map(bench.store.manifest, bench.store.finished().values())} == {"a", "b", "c"}
+
+
+def test_workers_at_another_cut_whose_execution_lives_are_let_be(bench):
+    gate = bench.folder / "gate"
+    bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(gate)})
+    first = bench.execute(**CUT)
+    assert wait_for(lambda: all(bench.told()["begin", part] for part in PARTS))
+    left = bench.workers()
+    second = bench.execute(modules=MODULES, devices={"pipelines": {"GEN": {"shards": 2}}})
+    assert wait_for(lambda: bench.told()["begin", "b_2of2"])
+    assert set(left) <= set(bench.workers())
+    gate.touch()
+    assert [bench.finish(each)[0] for each in (first, second)] == [0, 0]
+
+
 def test_a_damaged_part_of_another_cut_is_not_gone_on_from(bench):
     gate = bench.folder / "gate"
     plan = bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(gate)})

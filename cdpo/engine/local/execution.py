@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdpo import disk
-from cdpo.engine import launch, supervisors
+from cdpo.engine import launch, parts, supervisors
 from cdpo.engine.gpus.slots import Place, Slots
 from cdpo.engine.local.agenda import Agenda
 from cdpo.engine.local.custody import Custody
@@ -23,6 +23,7 @@ from cdpo.engine.show.eta import Estimate
 from cdpo.engine.show.reporter import Reporter
 from cdpo.engine.signals import Signals
 from cdpo.engine.watch import failure, proc
+from cdpo.plan.names import count
 from cdpo.stopping import STOPPED
 from cdpo.store import Store
 
@@ -73,6 +74,10 @@ class Execution:
     def run(self) -> Outcome:
         began = time.monotonic()
         self._open()
+        ended = parts.end_another_cut(self.store, {key: self.plan.steps[key] for key in self.selection.todo})
+        if ended:
+            text = f"ended {count(ended, 'worker')} that an earlier execute left at another cut of these steps"
+            self.reporter.emit("note", text=f"{text}; the rows that they made stay")
         # where nothing is to be done nothing is written, so that a read-only store will do
         listed = supervisors.registered(self.store) if self.selection.todo else contextlib.nullcontext()
         if self.selection.todo:
