@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -64,5 +65,13 @@ def _from_package(module: str, function: str) -> ModuleType:
         ) from error
 
 
-def _said(error: Exception) -> str:
+def said(error: BaseException, reference: str) -> str:
+    """An error that a user's function raised: what it is, and the line of its file where it came from."""
+    file = reference.rpartition(":")[0]
+    lines = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename).name == Path(file).name]
+    where = f" (line {lines[-1].lineno} of {Path(file).name}, in {lines[-1].name})" if lines else ""
+    return f"{_said(error)}{where}"
+
+
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -1,5 +1,6 @@
 """Where a user's project lies, and the road from its tasks file to a frozen plan."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,6 +155,14 @@ def find_steps(project: Project, text: str) -> dict[str, tuple[str, Path | None]
             fits = step["key"].startswith(text) or text in (label, label.partition("/")[2]) or _part(text, label)
             if fits and step["key"] not in found:
                 found[step["key"]] = (label, None)
+    for key in store.working():  # what failed, and is in no plan any more
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            step = read_json(store.work(key) / "step.json")
+            label = f"{step['pipeline']}/{step['name']}-{key[:12]}"
+            if key not in found and (
+                key.startswith(text) or text in (label, label.partition("/")[2]) or _part(text, label)
+            ):
+                found[key] = (label, None)
     exact = {key: value for key, value in found.items() if key.startswith(text) or text in value[0].split("/")}
     return exact or found
 

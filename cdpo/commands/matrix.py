@@ -43,12 +43,14 @@ def resumable(name: str, project: Project) -> Iterator[None]:
 
 def prep(project: Project, display: Any) -> None:
     """Plan, make the datasets, check that the rows fit, freeze."""
+    from cdpo.engine.services.describe import refuse_unserved
     from cdpo.engine.show.display import make_display
     from cdpo.prepare import prepare
 
     plan = project.plan()
     project.refuse_takeover(plan)
     devices = project.devices()
+    refuse_unserved(devices, plan.steps.values())
     found = prepare(project, plan, devices, make_display(display))
     project.freeze(plan, found)
     for line in [*plan.notes, *_length_lines(plan, found["lengths"])]:
@@ -148,7 +150,9 @@ def _smoke(project: Project, display: Any) -> int:
 
 def chosen_keys(plan: Plan, only: str | None, runs: tuple[str, ...]) -> set[str] | None:
     """The keys that `--only` and `--runs` choose; None for the whole plan. Raises UsageError where nothing fits."""
-    if not only and not runs:
+    if only is not None and not only.strip():
+        raise UsageError("--only names no pipeline; leave it out for the whole plan")
+    if only is None and not runs:
         return None
     chosen = [run for run in plan.runs if not runs or any(fnmatch(run.name, each) for each in runs)]
     if not chosen:

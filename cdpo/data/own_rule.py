@@ -19,7 +19,7 @@ def own_rule(reference: str) -> Callable[[dict[str, Any]], list[Pair | Drop]]:
 
     The rule raises FieldError, naming the user's function, where that fails or returns something else.
     """
-    from cdpo.plugins import load_plugin
+    from cdpo.plugins import load_plugin, said
 
     function = load_plugin(reference)
 
@@ -27,7 +27,7 @@ def own_rule(reference: str) -> Callable[[dict[str, Any]], list[Pair | Drop]]:
         try:
             made = function(dict(row))
         except Exception as error:
-            raise FieldError(f"{reference} failed: {type(error).__name__}: {error}") from error
+            raise FieldError(f"{reference} failed: {said(error, reference)}") from error
         pairs = [] if made is None else made if isinstance(made, list) else [made]
         return [_pair(each, reference) for each in pairs] or [Drop(DROPPED_BY_RULE)]
 

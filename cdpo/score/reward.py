@@ -9,6 +9,7 @@ import torch
 from cdpo.data.tokens import ControlTokenError, encode
 from cdpo.errors import StepError
 from cdpo.generate.transformers_backend import length_batches
+from cdpo.plugins import said
 
 if TYPE_CHECKING:
     from cdpo.data.messages import Messages
@@ -76,7 +77,7 @@ def score_by_plugin(
         try:
             rewards = list(function([pairs[at][0] for at in batch], [pairs[at][1] for at in batch]))
         except (Exception, SystemExit) as error:
-            raise StepError(f"the reward function {name} failed: {type(error).__name__}: {error}") from error
+            raise StepError(f"the reward function {name} failed: {said(error, name)}") from error
         if len(rewards) != len(batch):
             raise StepError(f"the reward function {name} gave {len(rewards)} rewards for {len(batch)} responses")
         for at, given in zip(batch, rewards, strict=True):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cdpo.errors import StepError
+from cdpo.plugins import said
 from cdpo.step import Step
 from cdpo.train.loss_types import WITH_MARGIN
 
@@ -285,7 +286,7 @@ def checked_loss(function: Callable[..., Any], name: str) -> Loss:
         try:
             made = function(pairs, options)
         except (Exception, SystemExit) as error:
-            raise StepError(f"the loss {name} failed: {type(error).__name__}: {error}") from error
+            raise StepError(f"the loss {name} failed: {said(error, name)}") from error
         rows = len(pairs.chosen_logps)
         if not torch.is_tensor(made):
             raise StepError(f"the loss {name} returned {type(made).__name__}, not a tensor of {rows} rows")

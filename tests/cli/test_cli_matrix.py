@@ -84,6 +84,7 @@ def test_logs_and_why_find_a_step_by_key_and_by_name(project: Path) -> None:
 def test_a_stage_that_is_misspelt_is_guessed(project: Path) -> None:
     wrong = run_cdpo("execute", "--only", "sft", cwd=project, check=2).stderr
     assert "--only: the plan has no sft (did you mean 'SFT'?)" in wrong
+    assert "--only names no pipeline" in run_cdpo("execute", "--only", "", cwd=project, check=2).stderr
 
 
 def test_editing_one_value_reruns_its_cone_alone(copied: Path) -> None:

@@ -224,7 +224,7 @@ def test_a_users_own_rule(tmp_path: Any) -> None:
         ("bad", "my.py:fn returned 7, and not a dict with prompt, chosen and rejected"),
         ("short", "and not a dict with prompt, chosen and rejected"),
         ("number", "my.py:fn returned a wrong 'chosen': expected a text, got 1"),
-        ("what", "my.py:fn failed: KeyError: 'what'"),
+        ("what", "my.py:fn failed: KeyError: 'what' (line 5 of my.py, in fn)"),
     ):
         with pytest.raises(StepError) as caught:
             rule({"kind": kind})
