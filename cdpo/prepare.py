@@ -33,8 +33,7 @@ def prepare(project: Project, plan: Plan, devices: Devices, display: Display) ->
     )
     if unresolved:
         listed = "\n  ".join(unresolved)
-        advice = "this release reads local files and folders: give these names a `path:` in the name tables"
-        raise UsageError(f"{project.tasks}: cannot be prepared:\n  {listed}\n{advice}")
+        raise UsageError(f"{project.tasks}: cannot be prepared:\n  {listed}")
     wanted = {step.key for step in plan.steps.values() if step.pipeline == PREP}
     outcome = LocalEngine(project.store, devices, display).run(plan, keys=wanted)
     if outcome.interrupted:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpo.config.devices import Devices, read_devices
+from cdpo.config.lock import HubName, Lock
 from cdpo.errors import CdpoError, UsageError
 from cdpo.files import read_json
 from cdpo.plan.build import plan_file
@@ -51,6 +52,25 @@ class Project:
         plan = plan_file(self.tasks, self.configs, frozen[0].files if frozen else None)
         plan.name = plan_name(self.tasks, self.store.root)
         return plan
+
+    def fetched(self, make: Callable[[], Plan], say: Say) -> Plan:
+        """The plan that `make` makes, once what its unfinished steps name on a hub is pinned and on this machine.
+
+        Raises UsageError where that cannot be had.
+        """
+        plan = make()
+        missing = [
+            HubName(given["kind"], given["hub"], given["asked"], given.get("config"))
+            for step in plan.steps.values()
+            for given in step.inputs.values()
+            if "hub" in given and not {"folder", "files"} & given.keys() and self.store.find(step.key) is None
+        ]
+        if not missing:
+            return plan
+        from cdpo.hub.fetch import fetch
+
+        fetch(Lock.of(self.configs), missing, say)
+        return make()
 
     def last_plan(self, say: Say = lambda text: None) -> tuple[Plan, dict[str, Any]] | None:
         """What `prep` froze, where it is there and can be read: else it is made again from its tasks file."""

@@ -47,7 +47,7 @@ def prep(project: Project, display: Any) -> None:
     from cdpo.engine.show.display import make_display
     from cdpo.prepare import prepare
 
-    plan = project.plan()
+    plan = project.fetched(project.plan, say)
     project.refuse_takeover(plan)
     devices = project.devices()
     refuse_unserved(devices, plan.steps.values())
@@ -97,7 +97,7 @@ def execute(
     if smoke:
         return _smoke(project, display)
     devices = project.devices()
-    plan = project.plan()
+    plan = project.fetched(project.plan, say)
     keys = chosen_keys(plan, only, runs)
     refuse_unrunnable(plan, keys)
     if any(step.served for step in plan.steps.values()):
@@ -130,7 +130,7 @@ def _smoke(project: Project, display: Any) -> int:
 
     with tempfile.TemporaryDirectory(prefix="cdpo-smoke-") as folder:
         scratch = Project(project.configs, Store(Path(folder)), project.tasks)
-        plan = plan_file(project.tasks, project.configs, smoke=True)
+        plan = scratch.fetched(lambda: plan_file(project.tasks, project.configs, smoke=True), say)
         refuse_unrunnable(plan, None)
         devices = project.devices()
         refuse_unserved(devices, plan.steps.values())

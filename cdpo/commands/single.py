@@ -26,7 +26,7 @@ def run_one(
     from cdpo.prepare import prepare
 
     devices = project.devices()
-    plan = plan_one(project, name, stages, chosen, words)
+    plan = project.fetched(lambda: plan_one(project, name, stages, chosen, words), say)
     refuse_unrunnable(plan, None)
     prep = prepare(project, plan, devices, make_display(display))
     project.freeze(plan, prep)

@@ -8,15 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 import cdpo.pipelines as pipelines_package
+from cdpo.config.lock import LOCK, NAME, Lock
 from cdpo.config.params import Params, Positive
 from cdpo.config.paths import ENVIRONMENT
 from cdpo.config.problems import ConfigError, Problem, YamlPath, suggest
 from cdpo.config.validation import checked, field_problems, show
 from cdpo.config.yaml_reader import Document, read_yaml
 from cdpo.pipeline import pipelines
+
+
+def _hub_id(text: str) -> str:
+    if not NAME.match(text) and not ENVIRONMENT.search(text):  # which is refused by itself
+        raise ValueError("an id on the Hub is `ns/name` or `ns/name@revision`")
+    return text
+
+
+HubId = Annotated[str, AfterValidator(_hub_id)]
 
 MODELS = "models/names.yaml"
 REWARDS = "models/reward.yaml"
@@ -29,8 +39,8 @@ OPTIMISERS = "pipelines/optim.yaml"
 class ModelEntry(Params):
     """Where a model comes from: exactly one of `id`, `path` and `build`."""
 
-    id: str | None = None
-    """On the Hugging Face Hub."""
+    id: HubId | None = None
+    """On the Hugging Face Hub: `ns/name`, or `ns/name@REVISION` (a branch, a tag or a commit)."""
     path: str | None = None
     """A local folder that `from_pretrained` reads."""
     build: dict[str, Any] | None = None
@@ -54,9 +64,14 @@ class RewardEntry(ModelEntry):
 class DatasetEntry(Params):
     """Where a dataset comes from (not more than one of `id` and `path`); other keys are parameters of PREP."""
 
-    id: str | None = None
-    """On the Hugging Face Hub."""
+    id: HubId | None = None
+    """On the Hugging Face Hub: `ns/name`, or `ns/name@REVISION` (a branch, a tag or a commit)."""
     config: str | None = None
+    """Of a Hub dataset that has several."""
+    split: str | None = None
+    """Of a Hub dataset: the one that is read; without it `train`, or the only one."""
+    eval_split: str | None = None
+    """Of a Hub dataset: the one that becomes the eval split, where the source has one of its own."""
     path: str | None = None
     """A local file, folder or glob."""
     eval_path: str | None = None
@@ -68,8 +83,11 @@ class DatasetEntry(Params):
     def _one_origin(self) -> "DatasetEntry":
         if self.id is not None and self.path is not None:
             raise ValueError("id and path both say where the rows come from; give one of them")
-        if self.config is not None and self.id is None:
-            raise ValueError("config is a part of a Hub dataset, and there is no id")
+        for name in ("config", "split", "eval_split"):
+            if getattr(self, name) is not None and self.id is None:
+                raise ValueError(f"{name} is a part of a Hub dataset, and there is no id")
+        if self.eval_split is not None and self.eval_path is not None:
+            raise ValueError("eval_split and eval_path both say where the eval split comes from; give one of them")
         return self
 
 
@@ -109,6 +127,8 @@ class Tables:
     lora: LoraTable = field(default_factory=LoraTable)
     optimisers: OptimiserTable = field(default_factory=OptimiserTable)
     files: list[Path] = field(default_factory=list)
+    #: commits of what is on a hub
+    lock: Lock = field(default_factory=lambda: Lock(Path(LOCK)))
 
     def lora_modules(self, model: str) -> str | list[str] | None:
         """The layers for a model, by the longest beginning of its short name; None where no beginning fits."""
@@ -127,7 +147,7 @@ def shipped_configs() -> Path:
 
 def read_tables(configs: Path) -> Tables:
     """Read every table below `configs`. Raises ConfigError with all that is wrong in all of them."""
-    tables = Tables()
+    tables = Tables(lock=Lock.of(configs))
     problems: list[Problem] = []
 
     def documents(name: str) -> list[Document]:

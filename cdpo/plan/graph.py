@@ -11,7 +11,9 @@ from cdpo.config.problems import Problem
 #:   {"folder": PATH, "sha256": HASH}                  a local model
 #:   {"plugin": "PATH:FUNCTION", "sha256": HASH}       a user's own function
 #:   {"built": {...}}                                  made by cdpo from these values (the tiny model)
-#:   {"hub": ID, "kind": "model"|"dataset", "revision": SHA or None}
+#:   {"hub": ID, "kind": "model"|"dataset", "asked": BRANCH, "revision": SHA or None}
+#:                                                     named on a hub; "config" and "split" of a dataset, and, where it
+#:                                                     is on this machine, "folder" or "files"
 Input = dict[str, Any]
 
 

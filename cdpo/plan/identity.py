@@ -20,9 +20,10 @@ def input_identity(given: Input) -> Any:
         return given["sha256"]
     if "built" in given:
         return {"built": given["built"]}
+    part = {name: given[name] for name in ("config", "split") if given.get(name) is not None}
     if given.get("revision"):
-        return given["revision"]
-    return f"unresolved:{digest([given['kind'], given['hub'], given.get('config')])}"
+        return {"commit": given["revision"], **part} if part else given["revision"]
+    return f"unresolved:{digest([given['kind'], given['hub'], given.get('asked'), part])}"
 
 
 def step_key(pipeline: str, version: int, params: dict[str, Any], inputs: dict[str, Input], seed: int | None) -> str:

@@ -7,21 +7,21 @@ not read again a file whose size, times and inode are the same.
 import ast
 import importlib.util
 import os
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cdpo.config.canonical import digest
+from cdpo.config.lock import NAME, HubName
 from cdpo.config.paths import FUNCTION, PathError, find, looks_local, names_function
 from cdpo.config.problems import suggest
 from cdpo.config.tables import DatasetEntry, ModelEntry, RewardEntry, Tables
 from cdpo.files import file_sha256
 from cdpo.plan.graph import Input
+from cdpo.plan.on_hub import NoSplit, model_input, split_input
 from cdpo.score.layout import is_score_model, no_reward_model
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 #: for a local model whose tokenizer has no chat template and whose entry names none
 LEGACY_TEMPLATE = "plain"
@@ -64,7 +64,7 @@ class References:
     def reward(self, name: str) -> tuple[Input, RewardEntry]:
         """A reward model in the same ways, or a plug-in (`./my.py:score`)."""
         if names_function(name) and name not in self.tables.rewards:
-            return self.plugin(name), RewardEntry(id=name)
+            return self.plugin(name), RewardEntry(path=name)
         given, entry = self._named("reward", name, self.tables.rewards)
         if "folder" in given and (wrong := no_reward_model(Path(given["folder"]))):
             raise UnknownReference(f"{given['folder']} {wrong}")
@@ -76,13 +76,13 @@ class References:
             if entry is None:
                 if looks_local(name) or self._exists(name):
                     entry = ModelEntry(path=name)
-                elif HUB_ID.match(name):
+                elif NAME.match(name):
                     entry = ModelEntry(id=name)
                 else:
                     hint = suggest(name, table)
                     raise UnknownReference(f"no {kind} is called {name!r}{hint}; it may also be a Hub id or ./a/folder")
             given = self._model_input(entry)
-            if "folder" in given and entry.template is None and not _has_format(Path(given["folder"])):
+            if entry.template is None and not self._speaks(entry, given):
                 entry = entry.model_copy(update={"template": LEGACY_TEMPLATE})
                 self.notes.append(
                     f"{name}: its tokenizer has no chat template, so cdpo's `{LEGACY_TEMPLATE}` is used; "
@@ -96,7 +96,7 @@ class References:
         if entry.build is not None:
             return {"built": entry.build}
         if entry.id is not None:
-            return {"hub": entry.id, "kind": "model", "revision": None}
+            return model_input(self.tables.lock, HubName.parse("model", entry.id))
         assert entry.path is not None
         folder = self._find(entry.path)
         if len(folder) == 1 and folder[0].suffix == ".py":
@@ -108,6 +108,13 @@ class References:
         inside = sorted(path for path in folder[0].rglob("*") if path.is_file() and ".git" not in path.parts)
         content = {str(path.relative_to(folder[0])): self.hash_file(path) for path in inside}
         return {"folder": str(folder[0]), "sha256": digest(content)}
+
+    def _speaks(self, entry: ModelEntry, given: Input) -> bool:
+        """Whether a model says how a conversation is written; what is not known yet is believed to."""
+        if entry.id is not None:
+            pin = self.tables.lock.find(HubName.parse("model", entry.id))
+            return pin is None or pin.speaks
+        return "folder" not in given or has_format(Path(given["folder"]))
 
     def _exists(self, name: str) -> bool:
         return any((room / name).is_dir() for room in (Path(), self.beside, self.beside.parent))
@@ -125,7 +132,7 @@ class References:
                 entry, params = self.tables.datasets[name]
             elif looks_local(name) or name.endswith(DATA_SUFFIXES) or self._exists(name):
                 entry, params = DatasetEntry(path=name), {"rule": "preference"}
-            elif HUB_ID.match(name):
+            elif NAME.match(name):
                 entry, params = DatasetEntry(id=name), {"rule": "preference"}
             else:
                 hint = suggest(name, self.tables.datasets)
@@ -134,7 +141,9 @@ class References:
                 )
             inputs: dict[str, Input] = {}
             if entry.id is not None:
-                inputs["source"] = {"hub": entry.id, "kind": "dataset", "config": entry.config, "revision": None}
+                inputs["source"] = self._hub_files(entry, entry.split)
+            if entry.eval_split is not None:
+                inputs["source_eval"] = self._hub_files(entry, entry.eval_split)
             if entry.path is not None:
                 inputs["source"] = self._data_files(entry.path)
             if entry.eval_path is not None:
@@ -142,6 +151,13 @@ class References:
             self._cache["dataset", name] = (inputs, entry, params)
         inputs, entry, params = self._cache["dataset", name]
         return inputs, entry, params
+
+    def _hub_files(self, entry: DatasetEntry, split: str | None) -> Input:
+        assert entry.id is not None
+        try:
+            return split_input(self.tables.lock, HubName.parse("dataset", entry.id, entry.config), split)
+        except NoSplit as error:
+            raise UnknownReference(str(error)) from None
 
     def _data_files(self, text: str) -> Input:
         found: list[Path] = []
@@ -196,7 +212,7 @@ def _must_define(path: Path, function: str) -> None:
         raise UnknownReference(f"{path} has no function {function!r}{suggest(function, names)}")
 
 
-def _has_format(folder: Path) -> bool:
+def has_format(folder: Path) -> bool:
     """Whether a model says how a conversation is written: by a chat template, or as a beaver score model."""
     return has_chat_template(folder) or is_score_model(folder)
 

@@ -26,7 +26,7 @@ def test_a_hub_id_a_folder_and_a_plugin(folder: Folder) -> None:
     text = experiment("{pipeline: SFT}", "EVALREWARD: {reward: [a/b, ./rm, './my.py:score']}\n", pipelines=SCORED)
     plan = folder.plan(text)
     hub, local, plugin = (step.inputs for step in of(plan, "EVALREWARD"))
-    assert hub["reward"] == {"hub": "a/b", "kind": "model", "revision": None}
+    assert hub["reward"] == {"hub": "a/b", "kind": "model", "asked": "main", "revision": None}
     assert local["reward"]["folder"] == str(place)
     assert plugin["reward_plugin"]["plugin"] == f"{file}:score"
     assert "reward" not in plugin

@@ -1,0 +1,182 @@
+"""Looking names up and downloading what they stand for: the only place that reads from the Hugging Face Hub.
+
+Of a model its safetensors, configuration and tokenizer are fetched, of a dataset the files of its splits. A download
+that was interrupted is gone on with. The token is huggingface_hub's own (`HF_TOKEN`, or the file of `hf auth login`).
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from cdpo.config.hub_cache import snapshot
+from cdpo.config.lock import HubName, Lock, Pin
+from cdpo.errors import UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+#: of a model: what from_pretrained reads beside the weights
+_BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+#: where the Hub keeps the parquet files that it made of a dataset
+_CONVERTED = "refs/convert/parquet"
+_PINNED_URL = re.compile(r"hf://datasets/[^@]+@[^/]+/(?P<path>.+)")
+
+
+def fetch(lock: Lock, names: Sequence[HubName], say: Callable[[str], None]) -> None:
+    """Pin every name that is not pinned yet, and see that the files of all of them are on this machine.
+
+    Raises UsageError where a name cannot be found, may not be read, or holds nothing that cdpo reads.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    for name in dict.fromkeys(names):
+        pin = lock.find(name)
+        try:
+            if pin is None:
+                say(f"looking up {name}")
+                pin = _model(api, name) if name.kind == "model" else _dataset(api, name)
+            folder = snapshot(name, pin.commit)
+            if not pin.found_in(folder):
+                say(f"downloading {name} ({len(pin.files)} files, {sum(pin.files.values()) / 1e6:.1f} MB)")
+                _download(api, name, pin)
+        except Exception as error:
+            raise UsageError(f"{name}: {_said(error, name, api)}") from error
+        if lock.find(name) is None:
+            lock.keep(name, _with_format(name, pin, folder))
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def _model(api: "HfApi", name: HubName) -> Pin:
+    info = api.model_info(name.id, revision=name.revision, files_metadata=True)
+    sizes = {each.rfilename: each.size or 0 for each in info.siblings or []}
+    assert info.sha is not None
+    return Pin(info.sha, {path: sizes[path] for path in model_files(list(sizes))})
+
+
+def model_files(paths: Sequence[str]) -> list[str]:
+    """What is fetched of a model's files. Raises ValueError where it has no safetensors."""
+    outer = [path for path in paths if "/" not in path]
+    # mistralai's repositories hold the same weights twice
+    weights = [path for path in outer if path.endswith(".safetensors") and not path.startswith("consolidated")]
+    if not weights:
+        pickles = [path for path in outer if path.endswith(_PICKLES)]
+        if pickles:
+            raise ValueError(
+                f"its weights are pickles ({', '.join(pickles[:3])}), which can run any program when they are read: "
+                "convert them on a machine that you can lose, by from_pretrained and save_pretrained, and name the "
+                "folder"
+            )
+        raise ValueError("it holds no safetensors: no weights that cdpo reads")
+    beside = [path for path in outer if path.endswith(_BESIDE)]
+    templates = [path for path in paths if PurePosixPath(path).match("additional_chat_templates/*.jinja")]
+    return sorted({*weights, *beside, *templates})
+
+
+def _with_format(name: HubName, pin: Pin, folder: Path) -> Pin:
+    from dataclasses import replace
+
+    from cdpo.plan.references import has_format
+
+    return replace(pin, speaks=has_format(folder)) if name.kind == "model" else pin
+
+
+# -- datasets ---------------------------------------------------------------------------------------------------------
+
+
+def _dataset(api: "HfApi", name: HubName) -> Pin:
+    info = api.dataset_info(name.id, revision=name.revision, files_metadata=True)
+    sizes = {each.rfilename: each.size or 0 for each in info.siblings or []}
+    commit = info.sha
+    assert commit is not None
+    if _is_script(name, list(sizes)):
+        info = api.dataset_info(name.id, revision=_CONVERTED, files_metadata=True)
+        sizes = {each.rfilename: each.size or 0 for each in info.siblings or []}
+        assert info.sha is not None
+        commit, splits = info.sha, converted_splits(list(sizes), name.config)
+    else:
+        splits = splits_of(name.id, name.config, commit)
+    return Pin(commit, {path: sizes[path] for files in splits.values() for path in files}, splits)
+
+
+def _is_script(name: HubName, paths: Sequence[str]) -> bool:
+    """Whether a dataset is made by a program of its own, which nobody should have to run."""
+    return f"{name.id.rpartition('/')[2]}.py" in paths
+
+
+def converted_splits(paths: Sequence[str], config: str | None) -> dict[str, list[str]]:
+    """The files by split among `CONFIG/SPLIT/0000.parquet`; a split that was not converted as a whole is left out.
+
+    Raises ValueError where there is no such config, or no one config to take.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for path in sorted(paths):
+        parts = PurePosixPath(path).parts
+        if len(parts) == 3 and parts[2].endswith(".parquet") and not parts[1].startswith("partial-"):
+            found.setdefault(parts[0], {}).setdefault(parts[1], []).append(path)
+    if config is None and len(found) == 1:
+        return next(iter(found.values()))
+    if config not in found:
+        what = f"no config {config!r}" if config else "several configs, and none is named"
+        raise ValueError(f"it has {what}; there are: {', '.join(found) or 'none'}")
+    return found[config]
+
+
+def splits_of(where: str, config: str | None, commit: str | None = None) -> dict[str, list[str]]:
+    """The files of a dataset by split, relative to it, as `datasets` tells them: by its card, else by their names.
+
+    `where` is an id (of which `commit` is read) or a local folder.
+    """
+    from datasets import load_dataset_builder
+
+    builder = load_dataset_builder(where, config, revision=commit)
+    splits = {}
+    for split, files in (builder.config.data_files or {}).items():
+        splits[str(split)] = [_relative(str(file), where) for file in files]
+    return splits
+
+
+def _relative(file: str, where: str) -> str:
+    pinned = _PINNED_URL.match(file)
+    return pinned["path"] if pinned else str(Path(file).relative_to(Path(where).resolve()))
+
+
+# -- both -------------------------------------------------------------------------------------------------------------
+
+
+def _download(api: "HfApi", name: HubName, pin: Pin) -> None:
+    folder = snapshot(name, pin.commit)
+    api.snapshot_download(name.id, repo_type=name.kind, revision=pin.commit, allow_patterns=_literally(pin.files))
+    if not pin.found_in(folder):
+        missing = [path for path in pin.files if not (folder / path).exists()]
+        raise ValueError(f"not all of it arrived in {folder}: {', '.join(missing) or 'files have another size'}")
+
+
+def _literally(files: Mapping[str, int]) -> list[str]:
+    """Patterns that fit these files alone."""
+    return [re.sub(r"([*?\[])", r"[\1]", path) for path in files]
+
+
+def _said(error: Exception, name: HubName, api: "HfApi") -> str:
+    """What went wrong, and what to do."""
+    from huggingface_hub import errors
+
+    host = str(api.endpoint).partition("://")[2]
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "not in the cache, and HF_HUB_OFFLINE is set"
+    if isinstance(error, errors.GatedRepoError):
+        return f"gated: ask for access on its page at {host}, and give your token as HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is none at {host}, or it is private and the token (HF_TOKEN) may not see it"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"it has no revision {name.revision!r}"
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else "?"
+        return f"{host} answered HTTP {status}: {error.server_message or 'without a word'}"
+    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0].startswith("http"):
+        return f"{host} cannot be reached ({type(error).__name__}: {error})"
+    return str(error) or type(error).__name__
