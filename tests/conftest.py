@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
 
-def run_cdpo(*words: object, cwd: Path, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Call `cdpo` in `cwd` and expect the exit code `check` (None: any)."""
+def run_cdpo(
+    *words: object, cwd: Path, check: int | None = 0, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Call `cdpo` in `cwd` (with `env` in place of this process's environment) and expect the exit code `check` (None:
+    any)."""
     command = [sys.executable, "-m", "cdpo.cli", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False, env=env)
     if check is not None and done.returncode != check:
         pytest.fail(f"cdpo {' '.join(map(str, words))}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done

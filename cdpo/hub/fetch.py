@@ -32,20 +32,27 @@ def fetch(lock: Lock, names: Sequence[HubName], say: Callable[[str], None]) -> N
     from huggingface_hub import HfApi
 
     api = HfApi()
+    problems = []
     for name in dict.fromkeys(names):
-        pin = lock.find(name)
         try:
-            if pin is None:
-                say(f"looking up {name}")
-                pin = _model(api, name) if name.kind == "model" else _dataset(api, name)
-            folder = snapshot(name, pin.commit)
-            if not pin.found_in(folder):
-                say(f"downloading {name} ({len(pin.files)} files, {sum(pin.files.values()) / 1e6:.1f} MB)")
-                _download(api, name, pin)
+            _fetch(api, lock, name, say)
         except Exception as error:
-            raise UsageError(f"{name}: {_said(error, name, api)}") from error
-        if lock.find(name) is None:
-            lock.keep(name, _with_format(name, pin, folder))
+            problems.append(f"{name}: {_said(error, name, api)}")
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def _fetch(api: "HfApi", lock: Lock, name: HubName, say: Callable[[str], None]) -> None:
+    known = pin = lock.find(name)
+    if pin is None:
+        say(f"looking up {name}")
+        pin = _model(api, name) if name.kind == "model" else _dataset(api, name)
+    folder = snapshot(name, pin.commit)
+    if not pin.found_in(folder):
+        say(f"downloading {name} ({len(pin.files)} files, {sum(pin.files.values()) / 1e6:.1f} MB)")
+        _download(api, name, pin)
+    if known is None:
+        lock.keep(name, _with_format(name, pin, folder))
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
