@@ -58,6 +58,8 @@ class Pipeline:
     stage: bool = True
     #: False where the schema landed before the code: it plans as `unavailable`
     available: bool = True
+    #: responses of the data, `chosen` and `rejected`, that it cannot do without
+    reads: tuple[str, ...] = ()
     #: columns that it adds to `data`; a run goes through it only where a step needs one of them, and that step then
     #: takes what it `gives` in place of `data`
     adds: tuple[str, ...] = ()

@@ -41,8 +41,33 @@ def prepare(project: Project, plan: Plan, devices: Devices, display: Display) ->
     if outcome.failed:
         reasons = "\n".join(f"{plan.steps[key].label}: {why}" for key, why in outcome.failed.items())
         raise UsageError(f"the data is refused, and nothing was planned:\n{reasons}")
+    check_formats(project, plan)
     check_columns(project, plan)
     return {"lengths": check_lengths(project, plan)}
+
+
+def check_formats(project: Project, plan: Plan) -> None:
+    """Raise UsageError where steps need responses that the prepared data does not have."""
+    from cdpo.data.rules import FORMATS
+    from cdpo.files import read_json
+
+    problems: dict[str, None] = {}
+    for step in plan.steps.values():
+        needs = set(pipelines()[step.pipeline].reads) | ({"rejected"} if _changes_labels(step) else set())
+        if not needs or "data" not in step.inputs or step.unavailable:
+            continue
+        prepared = root_data(plan, step)
+        kind = read_json(_data_folder(project, prepared) / "report.json")["format"]
+        if missing := sorted(needs - {*FORMATS[kind]}):
+            what = {"sft": "responses to imitate, and no rejected ones", "prompts": "prompts, and no responses"}[kind]
+            said = f"{step.pipeline} needs {' and '.join(missing)} responses, and {prepared.label} has {what}"
+            problems[said] = None
+    if problems:
+        raise UsageError(f"{project.tasks}: the data does not serve:\n  " + "\n  ".join(problems))
+
+
+def _changes_labels(step: PlannedStep) -> bool:
+    return bool(step.params.get("noise_type") or step.params.get("redraw_labels"))
 
 
 def check_columns(project: Project, plan: Plan) -> None:

@@ -61,6 +61,7 @@ PIPELINE = Pipeline(
     version=1,
     params=DPOParams,
     takes={"data": "data", "model": "policy", "reference": "reference"},
+    reads=("chosen", "rejected"),
     gives="policy",
     rank=40,
     method=True,

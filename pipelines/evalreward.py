@@ -1,9 +1,9 @@
 """EVALREWARD: score responses, beside the dataset's chosen ones; a reward reads prompt and response.
 
 out/scores.parquet: `split, prompt_id, reward_generated, reward_chosen, win_chosen`, and `gold_generated, gold_chosen,
-gold_win_chosen` where the dataset has a gold reward; one row per prompt in the order of GEN's. A win is 1, a tie 0.5.
-Where prompts were answered several times these are means over a prompt's responses, and out/samples.parquet has them by
-response: the same columns, and `sample`.
+gold_win_chosen` where the dataset has a gold reward; one row per prompt in the order of GEN's. A win is 1, a tie 0.5,
+and null where the data has no chosen response. Where prompts were answered several times these are means over a
+prompt's responses, and out/samples.parquet has them by response: the same columns, and `sample`.
 
 The reward is a sequence-classification model with one output (`reward`, `reward_adapter`), or a user's function
 (`reward_plugin`). The chosen responses' scores are EVALREWARD_CHOSEN's (`chosen`); a response that is one of them word
@@ -71,7 +71,7 @@ def run(step: Step) -> dict[str, Any]:
         return {"scored": scored}
     if params.gold is not None:
         exact = {
-            at: (gold(each["prompt"], each["response"]), gold(each["prompt"], each["chosen"][0]["content"]))
+            at: tuple(gold(each["prompt"], text) for text in (each["response"], *_chosen(each)))
             for at, each in enumerate(responses)
         }
         add_scores(rows, "gold", "gold_win_chosen", exact)
@@ -90,8 +90,8 @@ def run(step: Step) -> dict[str, Any]:
 def _rewards(
     step: Step, params: EVALREWARDParams, responses: list[dict[str, Any]]
 ) -> tuple[dict[int, tuple[float, ...]], int]:
-    """(reward of the generated response, reward of the chosen one) by row, for the rows that fit the reward model; and
-    how many texts went through it for that."""
+    """(reward of the generated response, reward of the chosen one if there is one) by row, for the rows that fit the
+    reward model; and how many texts went through it for that."""
     from cdpo.errors import StepError
     from cdpo.score.chosen import read_chosen
     from cdpo.score.paired import Answered, content, score_responses
@@ -99,19 +99,21 @@ def _rewards(
 
     if not step.has("chosen"):
         raise StepError("there are no scores of the chosen responses: give what EVALREWARD_CHOSEN leaves as `chosen`")
-    chosen = [each["chosen"][0]["content"] for each in responses]
     wanted = {
         (each["split"], each["prompt_id"]): content((each["prompt"], text))
-        for each, text in zip(responses, chosen, strict=True)
+        for each in responses
+        for text in _chosen(each)
     }
     known = read_chosen(step.input("chosen"), wanted)
     scorer = load_scorer(step, params)
-    rows = [
-        Answered(each["split"], each["prompt"], (each["response"], text))
-        for each, text in zip(responses, chosen, strict=True)
-    ]
+    rows = [Answered(each["split"], each["prompt"], (each["response"], *_chosen(each))) for each in responses]
     what = "responses (or their chosen ones)"
     return score_responses(step, scorer, rows, max_dropped=params.max_dropped, what=what, known=known), scorer.scored
+
+
+def _chosen(row: dict[str, Any]) -> list[str]:
+    """The dataset's chosen response to a row's prompt, where it has one."""
+    return [row["chosen"][0]["content"]] if row["chosen"] else []
 
 
 if __name__ == "__main__":

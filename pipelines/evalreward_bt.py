@@ -54,6 +54,7 @@ PIPELINE = Pipeline(
     version=1,
     params=EVALREWARDBTParams,
     takes={"data": "data", "reward": "reward"},
+    reads=("chosen", "rejected"),
     gives="labelled",
     rank=35,
     seeded=False,

@@ -47,7 +47,8 @@ def run(step: Step) -> dict[str, Any]:
 
     params = EVALREWARDCHOSENParams(**step.params)
     rows = read_split(step.input("data"), params.split)
-    rows = [rows[at] for at in choose(rows, params.limit)]
+    # data of prompts alone has none of them: then there is nothing to be scored, and nothing to be compared with
+    rows = [row for at in choose(rows, params.limit) if (row := rows[at])["chosen"]]
     scorer = load_scorer(step, params)
     answered = [Answered(params.split, row["prompt"], (row["chosen"][0]["content"],)) for row in rows]
     # how many may be too long is said of the responses that they are compared with, and judged by EVALREWARD
@@ -63,7 +64,7 @@ def run(step: Step) -> dict[str, Any]:
         "rows": len(rows),
         "scored": scorer.scored,
         "dropped": len(rows) - len(scored),
-        "reward/chosen": sum(scored) / len(scored),
+        **({"reward/chosen": sum(scored) / len(scored)} if scored else {}),
     }
 
 

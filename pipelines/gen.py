@@ -124,7 +124,8 @@ def run(step: Step) -> dict[str, Any]:
     ]
     keys = [item_key(params.split, at, rows[at]["prompt"], encoded[at], seed) for at, _, seed in asked]
     ends = end_ids(tokenizer, params.stop_tokens)
-    chosen = tokenizer([rows[at]["chosen"][0]["content"] for at in kept], add_special_tokens=False)["input_ids"]
+    chosen_texts = [rows[at]["chosen"][0]["content"] for at in kept if rows[at]["chosen"]]
+    chosen = tokenizer(chosen_texts, add_special_tokens=False)["input_ids"] if chosen_texts else []
     to_end = expected_to_end(step, [len(ids) + 1 for ids in chosen], params.max_new_tokens)
 
     def judge() -> None:

@@ -1,9 +1,11 @@
 """PREP: raw rows become preference pairs in messages, split into train, tune and eval.
 
-out/<split>.parquet: `prompt_id, prompt, chosen, rejected` and what else the source gave (see cdpo/data/prepared.py).
-out/report.json: rows read, rows kept by split, rows dropped by cause, and where the first of each cause stand.
+out/<split>.parquet: `prompt_id, prompt, chosen, rejected` and what else the source gave (see cdpo/data/prepared.py);
+`rejected` is null in data to imitate, and `chosen` too in prompts alone.
+out/report.json: the format, rows read, rows kept by split, rows dropped by cause, and where the first of each cause
+stand.
 
-Rows that are no usable preference are dropped, counted by cause, and refused when they are too many. All rows of a
+Rows that are of no use are dropped, counted by cause, and refused when they are too many. All rows of a
 prompt go to one split. Order, limit and splits follow from hashes of the rows' content and the seed: the order of the
 source's rows and files changes nothing, and the first rows of a split are a fair sample of it.
 """
@@ -28,6 +30,8 @@ from cdpo.step import Step, run_by_hand
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 #: how many places of dropped rows the report names per cause
 EXAMPLES = 5
+#: the rule is chosen by what the source's first row looks like
+AUTO = "auto"
 #: stands for the function that the input `rule_plugin` names
 OWN_RULE = "plugin"
 
@@ -43,9 +47,12 @@ class PlaygroundSizes(Params):
 class PrepParams(Params):
     """How a source becomes a prepared dataset."""
 
-    rule: str
-    """A rule of cdpo/data/rules.py by name (`preference`, `AH`, ...), `playground`, or a user's own (`./my.py:fn`; the
-    step's parameter is then `plugin`, and the function an input)."""
+    rule: str = AUTO
+    """A rule of cdpo/data/rules.py by name (`preference`, `sft`, `prompts`, `AH`, ...), `playground`, a user's own
+    (`./my.py:fn`; the step's parameter is then `plugin`, and the function an input), or `auto`: by the columns of the
+    source's first row."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Names that the rule reads, and the source's columns that they stand for: `{prompt: question, chosen: good}`."""
     eval_ratio: Ratio = 0.1
     """Share of the rows that goes to `eval`, where the dataset has no files of its own for it."""
     tune_ratio: Ratio = 0.05
@@ -63,7 +70,7 @@ class PrepParams(Params):
     def _known(cls, rule: str) -> str:
         from cdpo.data.rules import RULES
 
-        known = [*RULES, "playground"]
+        known = [*RULES, "playground", AUTO]
         if rule == OWN_RULE or rule in known:
             return rule
         near = difflib.get_close_matches(rule, known, n=1)
@@ -73,7 +80,7 @@ class PrepParams(Params):
 
 PIPELINE = Pipeline(
     name="PREP",
-    version=1,
+    version=2,
     params=PrepParams,
     takes={"source": "source"},
     gives="data",
@@ -103,7 +110,7 @@ def run(step: Step) -> dict[str, Any]:
 
         sizes = params.playground
         splits = make(sizes.train, sizes.tune, sizes.eval, params.seed)
-        report: dict[str, Any] = {"rule": params.rule, "read": {}, "dropped": {}}
+        report: dict[str, Any] = {"rule": params.rule, "format": "preference", "read": {}, "dropped": {}}
     else:
         splits, report = from_source(step, params)
     report["kept"] = {split: len(splits[split]) for split in SPLITS}
@@ -115,21 +122,24 @@ def run(step: Step) -> dict[str, Any]:
 
 def from_source(step: Step, params: PrepParams) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """The rows by split, and the report."""
-    convert, columns = rule_of(step, params)
+    from cdpo.data.rules import FORMATS
+
+    if not step.has("source"):
+        raise StepError(f"the rule {params.rule!r} reads files, and the dataset names none; give it `path: FILE`")
+    name, convert, columns = rule_of(step, params)
     reads = {
-        role: read(step, step.input_files(role), convert, columns, params.max_dropped)
+        role: read(step, step.input_files(role), convert, params, columns)
         for role in ("source", "source_eval")
         if step.has(role)
     }
-    if "source" not in reads:
-        raise StepError(f"the rule {params.rule!r} reads files, and the dataset names none; give it `path: FILE`")
     splits = split_rows(
         limited(reads["source"].rows, params.limit, params.seed),
         params,
         evaluation=shuffled(reads["source_eval"].rows, params.seed) if "source_eval" in reads else None,
     )
     report: dict[str, Any] = {
-        "rule": params.rule,
+        "rule": name,
+        "format": name if name in FORMATS else "preference",
         "read": {role: each.count for role, each in reads.items()},
         "dropped": dict(sorted(sum((each.dropped for each in reads.values()), Counter[str]()).items())),
         "dropped_at": {role: each.examples for role, each in reads.items() if each.examples},
@@ -144,36 +154,46 @@ def from_source(step: Step, params: PrepParams) -> tuple[dict[str, list[dict[str
     return splits, report
 
 
-def rule_of(step: Step, params: PrepParams) -> tuple[Callable[[dict[str, Any]], Any], Sequence[str]]:
-    """The rule as a function, and the columns that it needs."""
-    from cdpo.data.rules import RULES
+def rule_of(step: Step, params: PrepParams) -> tuple[str, Callable[[dict[str, Any]], Any], Sequence[str]]:
+    """The rule's name, the rule as a function, and the columns that it needs."""
+    from cdpo.data.rules import RULES, FieldError, detect
+    from cdpo.data.sources import read_rows
 
-    if params.rule == OWN_RULE:
+    name = params.rule
+    if name == OWN_RULE:
         from cdpo.data.own_rule import own_rule
 
         reference = step.inputs["rule_plugin"]
         assert isinstance(reference, str)
-        return own_rule(reference), ()
-    return RULES[params.rule], RULES[params.rule].columns
+        return name, own_rule(reference), ()
+    if name == AUTO:
+        first = next(read_rows(step.input_files("source")))
+        try:
+            name = detect(_renamed(first.values, params.columns))
+        except FieldError as error:
+            raise StepError(f"{first.file}: {error}") from error
+        step.note(f"rule: {name}, by the columns of {first.file.name}")
+    return name, RULES[name], RULES[name].columns
 
 
 def read(
     step: Step,
     files: Sequence[Path],
     convert: Callable[[dict[str, Any]], Any],
+    params: PrepParams,
     columns: Sequence[str],
-    max_dropped: float,
 ) -> Read:
     """Read and convert all rows; refused with causes and places where too many are unusable, or none is left."""
     from cdpo.data.rules import Drop, FieldError
     from cdpo.data.sources import read_rows
 
-    sources = list(read_rows(files, columns))
+    sources = list(read_rows(files, [params.columns.get(name, name) for name in columns]))
     result = Read(count=len(sources))
     for done, source in enumerate(sources, start=1):
         step.progress(done, len(sources), unit="rows")
+        values = _renamed(source.values, params.columns)
         try:
-            made = convert(source.values)
+            made = convert(values)
         except FieldError as error:
             raise StepError(f"{source.place}: {error}") from error
         for each in made if isinstance(made, list) else [made]:
@@ -183,16 +203,25 @@ def read(
                 if len(places) < EXAMPLES:
                     places.append(f"{source.file.name}:{source.number}")
             else:
-                result.rows.append(_with_extras(each, source.values, convert))
-    _refuse_too_many(result, files, max_dropped)
+                result.rows.append(_with_extras(each, values, convert))
+    _refuse_too_many(result, files, params.max_dropped)
     return result
+
+
+def _renamed(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """A source's row under the names that the rule reads."""
+    if not columns:
+        return values
+    taken = set(columns.values())
+    rest = {name: value for name, value in values.items() if name not in taken and name not in columns}
+    return {**rest, **{name: values[column] for name, column in columns.items() if column in values}}
 
 
 def _refuse_too_many(result: Read, files: Sequence[Path], max_dropped: float) -> None:
     from cdpo.data.own_rule import DROPPED_BY_RULE
+    from cdpo.data.rules import BY_CHOICE
 
-    # what a user's own rule leaves out is a choice, not a fault of the data
-    unusable = result.dropped.total() - result.dropped[DROPPED_BY_RULE]
+    unusable = result.dropped.total() - sum(result.dropped[cause] for cause in (DROPPED_BY_RULE, *BY_CHOICE))
     total = len(result.rows) + unusable
     share = unusable / total if total else 1.0
     if result.rows and share <= max_dropped:

@@ -47,6 +47,7 @@ PIPELINE = Pipeline(
     version=1,
     params=REFERENCEParams,
     takes={"data": "data", "model": "policy"},
+    reads=("chosen", "rejected"),
     gives="reference",
     rank=38,
     stage=False,

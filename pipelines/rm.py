@@ -32,6 +32,7 @@ PIPELINE = Pipeline(
     version=1,
     params=RMParams,
     takes={"data": "data", "model": "base"},
+    reads=("chosen", "rejected"),
     gives="reward",
     rank=30,
     method=True,

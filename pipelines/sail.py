@@ -181,6 +181,7 @@ def _method(name: str, params: type[PreferenceParams]) -> Pipeline:
         name=name,
         version=1,
         params=params,
+        reads=DPO.reads,
         takes=dict(DPO.takes) | ({"reward": "reward"} if rewarded else {}),
         gives="policy",
         rank=40,

@@ -24,6 +24,7 @@ PIPELINE = Pipeline(
     version=1,
     params=SFTParams,
     takes={"data": "data", "model": "policy"},
+    reads=("chosen",),
     gives="policy",
     rank=20,
     method=True,

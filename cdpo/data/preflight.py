@@ -49,7 +49,8 @@ def usable_rows(
     room: int | None = None,
     carry: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], LengthReport]:
-    """The rows that the model can take, as {"prompt_id", "prompt_ids", "chosen_ids", "rejected_ids"}.
+    """The rows that the model can take, as {"prompt_id", "prompt_ids", "chosen_ids", "rejected_ids"} (the last is empty
+    where a row has no rejected response).
 
     A row counts as too long when its prompt with the longer of its responses, end token included, has more than
     max_length tokens, so that every method trains on the same rows; a method that samples `room` tokens after a prompt
@@ -78,7 +79,7 @@ def _encoded(row: Mapping[str, Any], tokenizer: Any, report: LengthReport, room:
     report.rows += 1
     try:
         prompt_ids, chosen_ids = encode(tokenizer, row["prompt"], row["chosen"])
-        _, rejected_ids = encode(tokenizer, row["prompt"], row["rejected"])
+        rejected_ids = encode(tokenizer, row["prompt"], row["rejected"]).response_ids if row["rejected"] else []
     except ControlTokenError:
         report.dropped[CONTROL_TOKEN] += 1
         return None

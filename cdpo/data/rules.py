@@ -1,7 +1,8 @@
 """Dataset rules: how one raw row of a source becomes a prompt, a chosen and a rejected response.
 
 A rule is called with a row (column -> value) and returns {"prompt", "chosen", "rejected", extras...} in messages, or a
-Drop with the cause why the row is no preference. A field of the wrong kind raises FieldError, which the reader of the
+Drop with the cause why the row is of no use. Rows of prompts alone have None for both responses, rows to imitate have
+no rejected one. A field of the wrong kind raises FieldError, which the reader of the
 source turns into an error with file and row. Nothing here reads a file.
 """
 
@@ -24,6 +25,13 @@ EMPTY_RESPONSE = "empty response"
 PROMPTS_DIFFER = "chosen and rejected differ before the last response"
 NO_USER_TURN = "prompt does not end in a user turn"
 TIE = "tie"
+NOT_FOUR = "not four completions"
+NO_POST = "no Reddit post"
+#: what is left out because the rule is about other rows, and not for a fault of the data
+BY_CHOICE = (TIE, NOT_FOUR, NO_POST)
+
+#: PKU-SafeRLHF's columns of whether each response is safe
+SAFETY = ("is_response_0_safe", "is_response_1_safe")
 
 
 @dataclass(frozen=True)
@@ -52,19 +60,19 @@ class Rule:
 
 
 def checked(pair: Pair) -> Pair | Drop:
-    """The pair with texts made messages and extras kept, or why it cannot be a preference."""
+    """The pair with texts made messages and extras kept, or why it is of no use."""
     prompt = [user(pair["prompt"])] if isinstance(pair["prompt"], str) else pair["prompt"]
     chosen, rejected = (
         [assistant(pair[name])] if isinstance(pair[name], str) else pair[name] for name in ("chosen", "rejected")
     )
+    texts = [each[0]["content"].strip() for each in (chosen, rejected) if each is not None]
     if not any(each["content"].strip() for each in prompt):
         return Drop(EMPTY_PROMPT)
     if prompt[-1]["role"] != "user":
         return Drop(NO_USER_TURN)
-    texts = chosen[0]["content"].strip(), rejected[0]["content"].strip()
     if not all(texts):
         return Drop(EMPTY_RESPONSE)
-    if texts[0] == texts[1]:
+    if len(texts) == 2 and texts[0] == texts[1]:
         return Drop(IDENTICAL)
     return {**pair, "prompt": prompt, "chosen": chosen, "rejected": rejected}
 
@@ -94,6 +102,14 @@ def which(row: Row, name: str) -> int:
     if isinstance(value, bool) or value not in (0, 1):
         raise FieldError(f"{name!r}: expected 0 or 1, got {shown(value)}")
     return int(value)
+
+
+def truth(row: Row, name: str) -> bool:
+    """A column that must say true or false."""
+    _require(row, name)
+    if not isinstance(row[name], bool):
+        raise FieldError(f"{name!r}: expected true or false, got {shown(row[name])}")
+    return bool(row[name])
 
 
 def items(row: Row, name: str, kind: type, what: str) -> Any:
@@ -131,6 +147,29 @@ def _preference(row: Row) -> Pair | Drop:
     if prompt is not None and shared and prompt not in (shared, shared[-1:]):
         return Drop("prompt differs from the conversations' own")
     return {"prompt": shared or prompt, "chosen": sides[0], "rejected": sides[1]}
+
+
+def _demonstration(row: Row) -> Pair | Drop:
+    """A response to imitate: `prompt` and `completion` (texts or messages), or a conversation in `messages`, whose last
+    turn is the response.
+    """
+    if row.get("messages") is not None:
+        turns = _conversation(row, "messages")
+        if turns[-1]["role"] != "assistant":
+            return Drop("conversation does not end in the assistant's turn")
+        prompt, response = turns[:-1], turns[-1:]
+        if not prompt:
+            return Drop(EMPTY_PROMPT)
+    else:
+        prompt, response = _conversation(row, "prompt"), _conversation(row, "completion", role="assistant")
+        if len(response) != 1 or response[0]["role"] != "assistant":
+            raise FieldError("'completion': a text, or one message of the assistant in a list")
+    return {"prompt": prompt, "chosen": response, "rejected": None}
+
+
+def _prompt(row: Row) -> Pair | Drop:
+    """A prompt alone, to be answered."""
+    return {"prompt": _conversation(row, "prompt"), "chosen": None, "rejected": None}
 
 
 def _conversation(row: Row, name: str, role: str = "user") -> Messages:
@@ -185,12 +224,18 @@ def parse_dialogue(dialogue: str) -> Messages:
 
 
 def _safe_rlhf(label: str) -> Callable[[Row], Pair | Drop]:
-    """PKU-SafeRLHF: two responses, and the number of the better (or of the safer) one."""
+    """PKU-SafeRLHF: two responses, the number of the better (or of the safer) one, and whether each is safe, which is
+    kept as `chosen_is_safe` and `rejected_is_safe`.
+    """
 
     def convert(row: Row) -> Pair:
         responses = text(row, "response_0"), text(row, "response_1")
         chosen = which(row, label)
-        return {"prompt": text(row, "prompt"), "chosen": responses[chosen], "rejected": responses[1 - chosen]}
+        pair: Pair = {"prompt": text(row, "prompt"), "chosen": responses[chosen], "rejected": responses[1 - chosen]}
+        if all(row.get(name) is not None for name in SAFETY):
+            safe = [truth(row, name) for name in SAFETY]
+            pair |= {"chosen_is_safe": safe[chosen], "rejected_is_safe": safe[1 - chosen]}
+        return pair
 
     return convert
 
@@ -200,7 +245,7 @@ def _ultrafeedback(row: Row) -> Pair | Drop:
     instruction = text(row, "instruction")
     completions = items(row, "completions", list, "a list of completions")
     if len(completions) != 4:
-        return Drop("not four completions")
+        return Drop(NOT_FOUR)
     scored = []
     for at, completion in enumerate(completions, start=1):
         within = f"'completions' {at}: "
@@ -224,7 +269,7 @@ def _summarize(row: Row) -> Pair | Drop:
     """openai/summarize_from_feedback, comparisons: a Reddit post, two summaries and the choice."""
     info = items(row, "info", dict, "an object")
     if info.get("post") is None:
-        return Drop("no Reddit post")
+        return Drop(NO_POST)
     subreddit, title, post = (text(info, name, "'info': ") for name in ("subreddit", "title", "post"))
     summaries = items(row, "summaries", list, "a list of two summaries")
     if len(summaries) != 2 or not all(isinstance(each, dict) for each in summaries):
@@ -256,10 +301,43 @@ def _webgpt(row: Row) -> Pair | Drop:
 #: by the name that `rule:` takes
 RULES: dict[str, Rule] = {
     "preference": Rule(("chosen", "rejected"), _preference, optional=("prompt",)),
+    "sft": Rule((), _demonstration, optional=("prompt", "completion", "messages")),
+    "prompts": Rule(("prompt",), _prompt),
     "AH": Rule(("chosen", "rejected"), _hh),
-    "PP": Rule(("prompt", "response_0", "response_1", "better_response_id"), _safe_rlhf("better_response_id")),
-    "PM": Rule(("prompt", "response_0", "response_1", "safer_response_id"), _safe_rlhf("safer_response_id")),
+    "PP": Rule(("prompt", "response_0", "response_1", "better_response_id"), _safe_rlhf("better_response_id"), SAFETY),
+    "PM": Rule(("prompt", "response_0", "response_1", "safer_response_id"), _safe_rlhf("safer_response_id"), SAFETY),
     "U": Rule(("instruction", "completions"), _ultrafeedback),
     "OS": Rule(("info", "summaries", "choice"), _summarize),
     "OW": Rule(("question", "answer_0", "answer_1", "score_0", "score_1"), _webgpt),
 }
+
+#: what the rows of a dataset can be used for: the responses that they have
+FORMATS = {"preference": ("chosen", "rejected"), "sft": ("chosen",), "prompts": ()}
+
+
+def detect(row: Row) -> str:
+    """The rule for a source with such a first row: a format by TRL's conventions, or the one rule that reads just these
+    columns. Raises FieldError where none fits, or more than one.
+    """
+    there = set(row)
+    if {"chosen", "rejected"} <= there:
+        return "AH" if str(row["chosen"]).startswith("\n\nHuman:") and row.get("prompt") is None else "preference"
+    if "messages" in there or {"prompt", "completion"} <= there:
+        return "sft"
+    fitting = [
+        name for name, rule in RULES.items() if name not in FORMATS and rule.columns and {*rule.columns} <= there
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = ", ".join(map(repr, row)) or "none"
+    if fitting:
+        raise FieldError(
+            f"its columns ({listed}) fit several rules: write `rule: {fitting[0]}` or `rule: {fitting[1]}`"
+        )
+    if "prompt" in there:
+        return "prompts"
+    raise FieldError(
+        f"its columns ({listed}) are those of no format that is known by sight: chosen and rejected (with prompt or "
+        "without), prompt and completion, messages, or prompt alone. Name them by `columns:`, or write a rule of "
+        "your own (`rule: ./my.py:rule`)"
+    )

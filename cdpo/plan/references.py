@@ -131,9 +131,9 @@ class References:
             if name in self.tables.datasets:
                 entry, params = self.tables.datasets[name]
             elif looks_local(name) or name.endswith(DATA_SUFFIXES) or self._exists(name):
-                entry, params = DatasetEntry(path=name), {"rule": "preference"}
+                entry, params = DatasetEntry(path=name), {}
             elif NAME.match(name):
-                entry, params = DatasetEntry(id=name), {"rule": "preference"}
+                entry, params = DatasetEntry(id=name), {}
             else:
                 hint = suggest(name, self.tables.datasets)
                 raise UnknownReference(

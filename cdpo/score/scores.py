@@ -18,12 +18,12 @@ def win(generated: float, chosen: float) -> float:
 def add_scores(rows: Sequence[dict[str, Any]], name: str, wins: str, scores: Mapping[int, tuple[float, ...]]) -> None:
     """Add `<name>_generated`, `<name>_chosen` and `wins` to `rows`; None in a row that has no score.
 
-    `scores` holds (of the generated response, of the chosen one) by position.
+    `scores` holds (of the generated response, of the chosen one) by position; the second only where there is one.
     """
     for at, row in enumerate(rows):
-        pair = scores.get(at)
-        row[f"{name}_generated"], row[f"{name}_chosen"] = pair or (None, None)
-        row[wins] = None if pair is None else win(*pair)
+        generated, chosen = (*scores.get(at, ()), None, None)[:2]
+        row[f"{name}_generated"], row[f"{name}_chosen"] = generated, chosen
+        row[wins] = None if generated is None or chosen is None else win(generated, chosen)
 
 
 def by_prompt(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

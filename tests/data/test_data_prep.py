@@ -234,7 +234,7 @@ def test_the_playground_needs_no_source(prepare: Prepare) -> None:
     "params, message",
     [
         ({"rule": "PPP"}, "no rule 'PPP' (did you mean 'PP'?)"),
-        ({"rule": "zzz"}, "there are preference, AH, PP, PM, U, OS, OW, playground"),
+        ({"rule": "zzz"}, "there are preference, sft, prompts, AH, PP, PM"),
         ({"rule": "AH", "eval_ratio": 0.0}, "greater than 0"),
         ({"rule": "AH", "eval_ratio": 1.0}, "less than 1"),
         ({"rule": "AH", "max_dropped": 1.1}, "less than or equal to 1"),
@@ -273,3 +273,42 @@ def test_columns_of_mixed_kinds_are_kept_as_json(tmp_path: Path) -> None:
     assert back[0]["none"] is None
     with pytest.raises(StepError, match="no prepared split 'eval'; there are: train"):
         read_split(tmp_path, "eval")
+
+
+def test_the_format_is_detected_and_told(prepare: Prepare, tmp_path: Path) -> None:
+    imitated = [{"prompt": f"question {n}", "completion": f"good {n}", "topic": "t"} for n in range(40)]
+    out = prepare({}, source=write(tmp_path / "sft.jsonl", imitated))
+    assert (read_json(out / "report.json")["rule"], read_json(out / "report.json")["format"]) == ("sft", "sft")
+    row = read_split(out, "train")[0]
+    assert (row["rejected"], row["topic"], set(row)) == (
+        None,
+        "t",
+        {"prompt_id", "prompt", "chosen", "rejected", "topic"},
+    )
+    assert row["chosen"][0]["content"].startswith("good ")
+    asked = [{"prompt": f"question {n}"} for n in range(40)]
+    out = prepare({}, source=write(tmp_path / "prompts.jsonl", asked))
+    assert read_json(out / "report.json")["format"] == "prompts"
+    assert {(row["chosen"], row["rejected"]) for split in SPLITS for row in read_split(out, split)} == {(None, None)}
+    assert read_json(prepare({}, source=write(tmp_path / "a.jsonl", rows(40))) / "report.json")["rule"] == "preference"
+    with pytest.raises(StepError, match=r"odd.jsonl: its columns \('text'\) are those of no format"):
+        prepare({}, source=write(tmp_path / "odd.jsonl", [{"text": "a"}]))
+
+
+def test_columns_are_renamed(prepare: Prepare, tmp_path: Path) -> None:
+    named = [{"ask": f"q {n}", "good": "yes", "bad": "no", "chosen": "x", "id": n} for n in range(40)]
+    source = write(tmp_path / "a.jsonl", named)
+    mapping = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    row = read_split(prepare({"columns": mapping}, source=source), "train")[0]
+    assert row["prompt"] == [user(f"q {row['id']}")]
+    assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("yes", "no")
+    with pytest.raises(StepError, match="no column 'goood'; there are: 'ask', 'good', 'bad', 'chosen', 'id'"):
+        prepare({"rule": "preference", "columns": mapping | {"chosen": "goood"}}, source=source)
+
+
+def test_ties_are_no_fault_of_the_data(prepare: Prepare, tmp_path: Path) -> None:
+    row = {"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 0.0, "score_1": 0.0}
+    mixed = [row | {"question": f"q {n}", "score_1": float(n % 2)} for n in range(60)]
+    report = read_json(prepare({"rule": "OW"}, source=write(tmp_path / "a.jsonl", mixed)) / "report.json")
+    assert report["dropped"] == {"tie": 30}
+    assert sum(report["kept"].values()) == 30

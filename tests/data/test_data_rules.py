@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cdpo.data.messages import assistant, user
 from cdpo.data.own_rule import own_rule
-from cdpo.data.rules import RULES, Drop, FieldError, parse_dialogue
+from cdpo.data.rules import FORMATS, RULES, Drop, FieldError, detect, parse_dialogue
 from cdpo.errors import StepError
 
 
@@ -152,7 +152,8 @@ def test_any_row_gives_a_pair_a_drop_or_a_named_field(name: str, row: dict[str, 
         return
     if not isinstance(made, Drop):
         assert made["prompt"][-1]["role"] == "user"
-        assert made["chosen"][0]["content"].strip() != made["rejected"][0]["content"].strip()
+        texts = [made[side][0]["content"].strip() for side in ("chosen", "rejected") if made[side] is not None]
+        assert len(texts) == len(set(texts)) == len(FORMATS.get(name, ("chosen", "rejected")))
 
 
 SAFE = {"prompt": "p", "response_0": "r0", "response_1": "r1", "better_response_id": 1, "safer_response_id": 0}
@@ -169,6 +170,71 @@ def test_safe_rlhf() -> None:
 def ultra(*scores: Any) -> dict[str, Any]:
     completions = [{"response": f"r{at}", "overall_score": score} for at, score in enumerate(scores)]
     return {"instruction": "i", "completions": completions}
+
+
+def test_safe_rlhf_tells_which_response_is_safe() -> None:
+    row = {**SAFE, "is_response_0_safe": True, "is_response_1_safe": False}
+    assert RULES["PP"](row) == {**pair([user("p")], "r1", "r0"), "chosen_is_safe": False, "rejected_is_safe": True}
+    assert RULES["PM"](row) == {**pair([user("p")], "r0", "r1"), "chosen_is_safe": True, "rejected_is_safe": False}
+    with pytest.raises(FieldError, match="'is_response_1_safe': expected true or false, got 1"):
+        RULES["PM"]({**row, "is_response_1_safe": 1})
+
+
+@pytest.mark.parametrize(
+    "row, expected",
+    [
+        ({"prompt": "Name a bird", "completion": "owl"}, (ASK, "owl")),
+        ({"prompt": TALK, "completion": [assistant("owl")]}, (TALK, "owl")),
+        ({"messages": [*TALK, assistant("owl")], "prompt": "not read"}, (TALK, "owl")),
+        ({"messages": TALK}, Drop("conversation does not end in the assistant's turn")),
+        ({"messages": [assistant("owl")]}, Drop("empty prompt")),
+        ({"prompt": "Name a bird", "completion": " "}, Drop("empty response")),
+        ({"prompt": TALK[:2], "completion": "owl"}, Drop("prompt does not end in a user turn")),
+    ],
+)
+def test_responses_to_imitate(row: dict[str, Any], expected: Any) -> None:
+    if not isinstance(expected, Drop):
+        expected = {"prompt": expected[0], "chosen": [assistant(expected[1])], "rejected": None}
+    assert RULES["sft"](row) == expected
+
+
+def test_prompts_alone() -> None:
+    assert RULES["prompts"]({"prompt": "Name a bird"}) == {"prompt": ASK, "chosen": None, "rejected": None}
+    assert RULES["prompts"]({"prompt": TALK}) == {"prompt": TALK, "chosen": None, "rejected": None}
+    assert RULES["prompts"]({"prompt": " "}) == Drop("empty prompt")
+    with pytest.raises(FieldError, match="'prompt': is null"):
+        RULES["prompts"]({"prompt": None})
+
+
+@pytest.mark.parametrize(
+    "row, rule",
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "score": 1}, "preference"),
+        ({"chosen": [*ASK, assistant("owl")], "rejected": [*ASK, assistant("oak")]}, "preference"),
+        ({"chosen": hh("a", "b"), "rejected": hh("a", "c")}, "AH"),
+        ({"prompt": "a", "completion": "b"}, "sft"),
+        ({"messages": TALK}, "sft"),
+        ({"prompt": "a", "source": "web"}, "prompts"),
+        (ultra(1, 2, 3, 4), "U"),
+        ({"info": {}, "summaries": [], "choice": 0, "worker": "w"}, "OS"),
+        ({"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 0, "score_1": 1}, "OW"),
+    ],
+)
+def test_the_format_is_told_by_the_columns(row: dict[str, Any], rule: str) -> None:
+    assert detect(row) == rule
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ({"text": "a"}, r"its columns \('text'\) are those of no format that is known by sight"),
+        ({}, r"its columns \(none\)"),
+        (SAFE, "fit several rules: write `rule: PP` or `rule: PM`"),
+    ],
+)
+def test_columns_that_tell_no_format(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(FieldError, match=said):
+        detect(row)
 
 
 @pytest.mark.fault(16)

@@ -124,7 +124,11 @@ def test_all_that_cannot_be_had_is_said_at_once(place: Place, tiny_files: dict[s
     fill(place.hub, "models", "lab/pickled", {**pickled, "pytorch_model.bin": b"\x80"})
     fill(place.hub, "models", "lab/secret", tiny_files, visibility="private")
     models = "[lab/none, lab/small@v9, lab/pickled, lab/secret]"
-    write_project(place.folder, TASKS.replace("[lab/small]", models), datasets="rows: {id: lab/rows, config: b, rule: preference}\n")
+    write_project(
+        place.folder,
+        TASKS.replace("[lab/small]", models),
+        datasets="rows: {id: lab/rows, config: b, rule: preference}\n",
+    )
     said = place.cdpo("prep", token=OTHER, check=2)
     for wanted in (
         "model lab/none@main: there is none at 127.0.0.1",
