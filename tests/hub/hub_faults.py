@@ -29,7 +29,8 @@ class Fault:
     path: str = ""
     skip: int = 0
     times: int = 1
-    status: int = 500
+    #: 500, or 507 where the disk is full, unless it is given
+    status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "told to"
     seconds: float = 60.0
@@ -40,8 +41,7 @@ class Fault:
     def __post_init__(self) -> None:
         if self.do not in KINDS:
             raise ValueError(f"fault {self.do!r}: one of {', '.join(KINDS)}")
-        if self.do == "disk-full" and self.status == 500:
-            self.status = 507
+        self.status = self.status or (507 if self.do == "disk-full" else 500)
 
     def matches(self, method: str, path: str) -> bool:
         return self.method in ("*", method) and re.search(self.path, path) is not None

@@ -96,7 +96,7 @@ class Repo:
         return self.add_commit(branch, tree, header["summary"], header.get("description", ""), author)
 
     def _do(self, tree: Tree, key: str, value: Value) -> None:
-        path = value["path"]
+        path = value["path"].rstrip("/") if key == "deletedFolder" else value["path"]
         if not path or any(part in ("", ".", "..", ".git") for part in path.split("/")):
             raise Refused(400, f"Invalid path {path!r}")
         if key == "file":
@@ -113,7 +113,7 @@ class Repo:
                 raise Refused(404, f"{path} does not exist", "EntryNotFound")
             del tree[path]
         elif key == "deletedFolder":
-            within = [each for each in tree if each.startswith(path.rstrip("/") + "/")]
+            within = [each for each in tree if each.startswith(path + "/")]
             if not within:
                 raise Refused(404, f"{path} does not exist", "EntryNotFound")
             for each in within:

@@ -52,6 +52,10 @@ class Routes:
             case ["GET", namespace, name, "resolve", revision, *path]:
                 found = self.repos.find("models", namespace, name, request.account)
                 return self._resolve(request, found, revision, path)
+            case ["GET", "api", kind, _] if kind in KINDS:
+                raise Refused(404, "Repository not found", "RepoNotFound")  # of no namespace
+            case ["GET", _, "resolve", *_]:
+                raise Refused(404, "Repository not found", "RepoNotFound")
         return self.uploads.answer(request)
 
     def _account(self, request: Request) -> Account | None:

@@ -92,3 +92,21 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def broken(folder: Path) -> list[str]:
+    """What is not whole in the folder of a Hub: nothing, whenever its server was killed."""
+    store = Store(folder)
+    found = [
+        path.name for path in folder.glob("blobs/[!.]*") if hashlib.sha256(path.read_bytes()).hexdigest() != path.name
+    ]
+    commits = {path.stem: store.read_json(f"commits/{path.name}") for path in folder.glob("commits/[!.]*.json")}
+    for name, commit in commits.items():
+        if commit["parent"] and commit["parent"] not in commits:
+            found.append(f"{name}: {commit['parent']}")
+        found += [f"{name}: {path}" for path, each in commit["tree"].items() if not store.blob(each["sha256"]).exists()]
+    for path in folder.glob("repos/*/*/[!.]*.json"):
+        told = json.loads(path.read_bytes())
+        refs = {**told["branches"], **told["tags"]}
+        found += [f"{path.name}: {name}" for name, commit in refs.items() if commit not in commits]
+    return found
