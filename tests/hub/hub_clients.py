@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -133,6 +134,8 @@ def files(folder: Path) -> None:
     put(api, "ada/m", "f/g.txt", b"g")
     api.delete_folder("f", "ada/m")
     assert set(api.list_repo_files("ada/m")) == {".gitattributes", "copied.bin", "e.txt"}
+    with refused(400):
+        put(api, "ada/m", "e.txt/f.txt", b"a file in a file")
     with refused(400):  # pull requests are not known
         put(api, "ada/m", "h.txt", b"h", create_pr=True)
 
@@ -173,6 +176,28 @@ def revisions() -> None:
     api.super_squash_history("ada/d", repo_type="dataset")
     assert len(api.list_repo_commits("ada/d", repo_type="dataset")) == 1
     assert set(api.list_repo_files("ada/d", repo_type="dataset")) == {".gitattributes", "x.txt"}
+
+
+def at_once() -> None:
+    """Commits of eight threads, none of which names its parent."""
+    api = HfApi()
+    api.create_repo("ada/m")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda number: put(api, "ada/m", f"{number}.txt", b"x" * number), range(1, 17)))
+    assert {each.commit_id for each in api.list_repo_commits("ada/m")} >= set(made)
+    assert set(api.list_repo_files("ada/m")) == {".gitattributes", *(f"{number}.txt" for number in range(1, 17))}
+    head = api.model_info("ada/m").sha
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda number: try_put(api, f"{number}.txt", head), range(17, 25)))
+    assert sorted(done) == [200] + [412] * 7
+
+
+def try_put(api: HfApi, path: str, parent: str) -> int:
+    try:
+        put(api, "ada/m", path, b"x", parent_commit=parent)
+    except HfHubHTTPError as error:
+        return error.response.status_code
+    return 200
 
 
 def pages() -> None:
@@ -302,6 +327,10 @@ def parquet() -> None:
     with files.open("datasets/ada/d/all/train-00000.parquet") as file:
         file.seek(-4, 2)
         assert file.read() == b"PAR1"
+
+
+def whoami() -> None:
+    print(HfApi().whoami()["name"])
 
 
 def upload(repo: str, path: str, text: str) -> None:

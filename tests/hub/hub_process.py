@@ -6,14 +6,17 @@ import sys
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.hub.hub_server import environment
+from tests.hub.hub_messages import Account
+from tests.hub.hub_server import environment, keep_accounts
 
 
 class HubProcess:
     """Use as a context manager. `words` go to the command of hub_server.py. It ends with who started it."""
 
-    def __init__(self, folder: Path, *words: str):
+    def __init__(self, folder: Path, *words: str, accounts: dict[str, Account] | None = None):
         self.folder, self.words = folder, words
+        if accounts:
+            keep_accounts(folder, accounts)
         self.port = 0
         self.process: subprocess.Popen[str] | None = None
 

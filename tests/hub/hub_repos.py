@@ -93,6 +93,9 @@ class Repo:
         for line in lines:
             if line["key"] != "header":
                 self._do(tree, line["key"], line["value"])
+        for path in tree:
+            if any(str(folder) in tree for folder in PurePosixPath(path).parents):
+                raise Refused(400, f"{path} lies in a file")
         return self.add_commit(branch, tree, header["summary"], header.get("description", ""), author)
 
     def _do(self, tree: Tree, key: str, value: Value) -> None:
@@ -223,8 +226,8 @@ class Repos:
         return repo
 
     def move(self, kind: str, old: str, new: str, account: Account | None) -> None:
-        repo = self.writable(kind, *old.split("/"), account)
-        namespace, name = new.split("/")
+        (before, called), (namespace, name) = old.split("/"), new.split("/")
+        repo = self.writable(kind, before, called, account)
         allow(account, namespace)
         if not re.fullmatch(r"[\w.-]{1,96}", name):
             raise Refused(400, f"Invalid name {name!r}")

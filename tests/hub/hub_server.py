@@ -10,7 +10,8 @@ What passes here need not pass at huggingface.co. In particular:
 - The clients are told not to use Xet (HF_HUB_DISABLE_XET=1), which they do use there: large files come here by git-lfs,
   and upload_folder makes one commit here where it may make several there. Xet is not covered at all.
 - Not known here: pull requests, gated repos (the setting is kept, nothing is gated), redirects of moved repos, short
-  commit ids, .gitignore, quotas, the dataset viewer, and what Spaces run.
+  commit ids, .gitignore, quotas, the dataset viewer, and all of Spaces but their files.
+- Two commits at once without a parentCommit both land here; there, one may be refused (409 or 412: told as a fault).
 - Ids of commits are random, they are not git's; those of files are.
 """
 
@@ -64,10 +65,10 @@ class Hub(ThreadingHTTPServer):
         self.folder = folder
         store = Store(folder)
         if accounts:
-            store.write_json("accounts.json", {token: vars(each) for token, each in accounts.items()})
-        kept = store.read_json("accounts.json")
-        accounts = {token: Account(**{**each, "orgs": tuple(each["orgs"])}) for token, each in (kept or {}).items()}
-        self.routes = Routes(store, accounts or ACCOUNTS, page=page, part=part)
+            keep_accounts(folder, accounts)
+        kept = store.read_json("accounts.json") or {}
+        known = {token: Account(each["name"], tuple(each["orgs"]), each["role"]) for token, each in kept.items()}
+        self.routes = Routes(store, known or ACCOUNTS, page=page, part=part)
         self.faults = Faults(folder)
         #: all that came to this server, answered or not
         self.requests: list[Request] = []
@@ -91,6 +92,7 @@ class Hub(ThreadingHTTPServer):
         self.end.set()
         self.shutdown()
         self.server_close()
+        self._record.close()
 
     def handle_error(self, *_: object) -> None:
         """Clients leave as they please."""
@@ -121,16 +123,21 @@ class _Record:
 
     def __init__(self, path: Path):
         self.lock = threading.Lock()
-        self.file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self.file).st_size
-        if size and os.pread(self.file, 1, size - 1) != b"\n":
-            os.write(self.file, b"\n")
+        self.file = path.open("a+b", buffering=0)
+        if size := self.file.seek(0, os.SEEK_END):
+            self.file.seek(size - 1)
+            if self.file.read(1) != b"\n":
+                self.file.write(b"\n")
 
     def add(self, request: Request) -> None:
         line = memoryview(request.to_line())
         with self.lock:
             while line:
-                line = line[os.write(self.file, line) :]
+                line = line[self.file.write(line) :]
+
+    def close(self) -> None:
+        with self.lock:
+            self.file.close()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -214,6 +221,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+def keep_accounts(folder: Path, accounts: dict[str, Account]) -> None:
+    """For the servers that will be started over this folder: token -> whose it is."""
+    Store(folder).write_json("accounts.json", {token: vars(each) for token, each in accounts.items()})
 
 
 def environment(url: str, cache: Path, token: str | None) -> dict[str, str]:
