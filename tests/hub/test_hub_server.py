@@ -4,13 +4,16 @@ The clients are processes of their own (hub_clients.py, hub_libraries.py), since
 """
 
 import functools
+import hashlib
+import http.client
+import json
 import random
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,19 +154,52 @@ def test_a_fault_comes_as_often_as_it_is_told(hub: Hub) -> None:
     assert (fault.seen, fault.done) == (5, 2)
 
 
-def get(hub: Hub, path: str) -> tuple[int, bytes]:
-    """A request without a client: the status and the body, as much as comes of it."""
-    port = hub.server_address[1]
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
-        line.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
-        said = b""
-        try:
-            while piece := line.recv(2**16):
-                said += piece
-        except ConnectionResetError:
-            pass
-    head, _, body = said.partition(b"\r\n\r\n")
-    return int(head.split()[1]) if head else 0, body
+def ask(hub: Hub, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    """A request without a client, of the account ada: the status and the body. A list is sent as the lines of a commit,
+    an iterator in chunks."""
+    line = http.client.HTTPConnection("127.0.0.1", hub.server_address[1], timeout=30)
+    if isinstance(body, list):
+        body = b"".join(json.dumps({"key": key, "value": value}).encode() + b"\n" for key, value in body)
+    line.request(method, path, body, {"Authorization": f"Bearer {WRITER}", **(headers or {})})
+    answer = line.getresponse()
+    said = answer.status, answer.read()
+    line.close()
+    return said
+
+
+def get(hub: Hub, path: str, **headers: str) -> tuple[int, bytes]:
+    return ask(hub, "GET", path, headers=headers)
+
+
+def test_what_the_clients_never_send(hub: Hub) -> None:
+    make_repo(hub.folder)
+    sha = hashlib.sha256(b"large").hexdigest()
+    commit, header = "/api/models/ada/m/commit/main", ("header", {"summary": "x"})
+    assert ask(hub, "PUT", f"/lfs/{sha}", b"others")[0] == 400
+    large = {"path": "x.bin", "algo": "sha256", "oid": sha, "size": 5}
+    assert ask(hub, "POST", commit, [header, ("lfsFile", large)])[0] == 400
+    assert ask(hub, "PUT", f"/lfs/{sha}", iter([b"lar", b"ge"]))[0] == 200
+    assert ask(hub, "POST", commit, [header, ("lfsFile", {**large, "size": 6})])[0] == 400
+    small = {"path": "a/../b", "content": "YQ==", "encoding": "base64"}
+    assert ask(hub, "POST", commit, [header, ("file", small)])[0] == 400
+    assert ask(hub, "POST", commit, [("lfsFile", large)])[0] == 400
+    assert texts(hub.folder) == {}
+    # a file that stays as it is was changed by the commit that made it
+    made = [ask(hub, "POST", commit, [header, ("lfsFile", large)]) for _ in range(2)]
+    first, second = (json.loads(body)["commitOid"] for _, body in made)
+    assert first != second
+    (told,) = json.loads(ask(hub, "POST", "/api/models/ada/m/paths-info/main", b"paths=x.bin&expand=true")[1])
+    assert told["lastCommit"]["id"] == first
+
+
+def test_parts_of_files(hub: Hub, tmp_path: Path) -> None:
+    make_repo(hub.folder)
+    run_client(hub, tmp_path, "upload", "ada/m", "x.txt", "0123456789")
+    path = "/ada/m/resolve/main/x.txt"
+    for asked, found in [("0-3", b"0123"), ("8-", b"89"), ("-3", b"789"), ("5-100", b"56789")]:
+        assert get(hub, path, Range=f"bytes={asked}") == (206, found)
+    assert get(hub, path, Range="bytes=10-")[0] == 416
+    assert ask(hub, "HEAD", path) == (200, b"")
 
 
 def test_a_lost_connection_of_a_commit_changes_nothing(hub: Hub, tmp_path: Path) -> None:
