@@ -32,7 +32,7 @@ from typing import Any
 from tests.hub.hub_faults import Fault, Faults
 from tests.hub.hub_messages import Account, Answer, Refused, Request
 from tests.hub.hub_routes import Routes
-from tests.hub.hub_store import Store
+from tests.hub.hub_store import ERRORS, Store
 
 #: the tokens of a Hub that is told no accounts
 WRITER, READER, OTHER = "hf_testwriter", "hf_testreader", "hf_testother"
@@ -72,7 +72,7 @@ class Hub(ThreadingHTTPServer):
         self.faults = Faults(folder)
         #: all that came to this server, answered or not
         self.requests: list[Request] = []
-        #: tracebacks of mistakes of the server itself, which it answers by 500
+        #: tracebacks of mistakes of the server itself, which it answers by 500; also in FOLDER/errors.txt
         self.errors: list[str] = []
         self.end = threading.Event()
         self._record = _Record(folder / "requests.jsonl")
@@ -114,7 +114,8 @@ class Hub(ThreadingHTTPServer):
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 return Refused(fault.status if fault else 507, "Insufficient storage").answer
             self.errors.append(traceback.format_exc())
-            print(self.errors[-1], file=sys.stderr, flush=True)
+            with (self.folder / ERRORS).open("a", encoding="utf-8") as file:
+                file.write(self.errors[-1])
             return Refused(500, repr(error)).answer
 
 

@@ -19,6 +19,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+#: where the server writes the tracebacks of its own mistakes
+ERRORS = "errors.txt"
+
 
 class Store:
     def __init__(self, folder: Path):
@@ -95,11 +98,12 @@ def _sync(folder: Path) -> None:
 
 
 def broken(folder: Path) -> list[str]:
-    """What is not whole in the folder of a Hub: nothing, whenever its server was killed."""
+    """What is not whole in the folder of a Hub, and whether its servers made mistakes: nothing, whoever was killed."""
     store = Store(folder)
-    found = [
-        path.name for path in folder.glob("blobs/[!.]*") if hashlib.sha256(path.read_bytes()).hexdigest() != path.name
-    ]
+    found = [ERRORS] if (folder / ERRORS).exists() else []
+    for path in folder.glob("blobs/[!.]*"):
+        if hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
+            found.append(path.name)
     commits = {path.stem: store.read_json(f"commits/{path.name}") for path in folder.glob("commits/[!.]*.json")}
     for name, commit in commits.items():
         if commit["parent"] and commit["parent"] not in commits:

@@ -259,6 +259,13 @@ def test_a_full_disk_keeps_nothing(hub: Hub, tmp_path: Path) -> None:
     assert list(hub.folder.rglob("*.tmp")) == []
 
 
+def test_a_mistake_of_the_server_is_told(tmp_path: Path) -> None:
+    with Hub(tmp_path / "state") as hub:
+        assert ask(hub, "POST", "/api/repos/create", b"no json")[0] == 500
+    assert "JSONDecodeError" in hub.errors[0]
+    assert broken(hub.folder) == ["errors.txt"]
+
+
 def test_a_slow_answer_comes(hub: Hub) -> None:
     hub.faults.add("hang", "GET", "^/api/models", seconds=1)
     start = time.monotonic()
