@@ -18,6 +18,8 @@ The planner knows no method by name. It walks a run's stages by `rank` and keeps
     reward     a reward model: named by `reward:` in YAML, or the one trained last (RM)
     chosen     rewards of the data's chosen responses (EVALREWARD_CHOSEN)
     scores     rewards of responses (EVALREWARD)
+    trained    the model that the run's method made: a policy, or a reward model
+    pushed     where the run was published (PUSH)
 
 `takes` maps the pipeline's roles to resources; the role of a model that may be an adapter has a second, optional role
 beside it, `<role>_adapter`. What a step takes may be the same for many runs, and then a pipeline of its own makes it,
@@ -69,6 +71,12 @@ class Pipeline:
     #: True where no user lists it: it is planned in front of each step that takes what it `gives`, from that step's own
     #: parameters and inputs (cdpo/plan/brought.py), so that runs that agree in these share it
     brought: bool = False
+    #: roles that are left out where nothing of the run gives what they take
+    optional: tuple[str, ...] = ()
+    #: True where it publishes a run under its name: planned when all else of the run is
+    publishes: bool = False
+    #: True where it speaks to the Hub; the workers of all others are offline
+    online: bool = False
     #: what `cdpo results` shows: metric name -> column of `out/scores.parquet`, averaged over its rows
     metrics: Mapping[str, str] = field(default_factory=dict)
     #: the module that holds `run`

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 import cdpo.pipelines as pipelines_package
+from cdpo.config.hub import HubSettings, read_hub
 from cdpo.config.lock import LOCK, NAME, Lock
 from cdpo.config.params import Params, Positive
 from cdpo.config.paths import ENVIRONMENT
@@ -127,6 +128,8 @@ class Tables:
     lora: LoraTable = field(default_factory=LoraTable)
     optimisers: OptimiserTable = field(default_factory=OptimiserTable)
     files: list[Path] = field(default_factory=list)
+    #: where runs are published
+    hub: HubSettings = field(default_factory=HubSettings)
     #: commits of what is on a hub
     lock: Lock = field(default_factory=lambda: Lock(Path(LOCK)))
 
@@ -149,6 +152,10 @@ def read_tables(configs: Path) -> Tables:
     """Read every table below `configs`. Raises ConfigError with all that is wrong in all of them."""
     tables = Tables(lock=Lock.of(configs))
     problems: list[Problem] = []
+    try:
+        tables.hub = read_hub(configs)
+    except ConfigError as error:
+        problems.extend(error.problems)
 
     def documents(name: str) -> list[Document]:
         """The table that cdpo ships, then the project's own, whose entries stand before it."""

@@ -16,6 +16,7 @@ from cdpo.engine.parts import earlier
 from cdpo.engine.process import identity
 from cdpo.engine.worker import LAUNCH
 from cdpo.files import write_json
+from cdpo.pipeline import pipelines
 from cdpo.step import Device
 from cdpo.store import Store
 from cdpo.store.locks import Lock
@@ -107,7 +108,7 @@ def start(
             pass_fds=[*lock.descriptors, *place.descriptors],
             env={
                 **os.environ,
-                **environment(device),
+                **environment(device, step.pipeline),
                 **place.environment(),
                 trees.MARK: mark,
                 LAUNCH: json.dumps(launch),
@@ -119,9 +120,12 @@ def start(
     return Running(work, worker, log, place, attempt, trees.Tree(mark))
 
 
-def environment(device: Device) -> dict[str, str]:
+def environment(device: Device, pipeline: str) -> dict[str, str]:
     """What a worker's environment has beside the one that it is started from."""
     threads = str(device.threads)
+    known = pipelines().get(pipeline)
+    # inputs are local folders: a step that reaches for the network, and is not made for that, has a mistake in it
+    offline = {} if known is not None and known.online else {"HF_HUB_OFFLINE": "1"}
     return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
@@ -129,8 +133,7 @@ def environment(device: Device) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # DeepSpeed, where it is installed, looks for itself otherwise, and writes what it found to stdout
         "DS_ACCELERATOR": device.kind,
-        # inputs are local folders: a step that reaches for the network has a mistake in it
-        "HF_HUB_OFFLINE": "1",
+        **offline,
         # sets of strings keep their order from one attempt to the next
         "PYTHONHASHSEED": "0",
         # a file of the user's working directory must not stand in for a module

@@ -90,10 +90,13 @@ class PlanBuilder:
         keys = [step.key for step in steps]
         parts = [safe(point.method), safe(point.model), safe(point.dataset), *parameter_parts(planner.names.shown)]
         name = join_name([*parts, f"s{point.seed}"], keys[-1] if keys else "")
+        recipe = digest([step.recipe for step in steps])[:16]
+        steps = planner.publish(name)
+        keys = [step.key for step in steps]
         tag = point.experiment.tag
         shown = dict(planner.names.shown)
         run = PlannedRun(name, tag, point.seed, point.method, point.model, point.dataset, shown, keys, marks)
-        run.recipe = digest([step.recipe for step in steps])[:16]
+        run.recipe = recipe
         run.select = sweep(point, steps)
         document = point.experiment.document
         if (tag, name) in self.runs:

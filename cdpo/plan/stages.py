@@ -76,7 +76,11 @@ class RunPlanner:
 
     def steps(self) -> tuple[list[PlannedStep], list[str]]:
         point = self.point
-        stages = [each for each in self.pipelines.values() if each.name != PREP and self._goes_through(each)]
+        stages = [
+            each
+            for each in self.pipelines.values()
+            if each.name != PREP and not each.publishes and self._goes_through(each)
+        ]
         if any({"base", "policy"} & set(each.takes.values()) for each in stages) or not stages:
             given, entry = self._reference(point.model_path, self.references.model, point.model)
             self.models["base"] = self.models["policy"] = Model(given, entry=entry)
@@ -86,6 +90,14 @@ class RunPlanner:
         if all(step.pipeline == PREP for step in self.book.made):
             self._fail(point.path, "this run has nothing to do: BASE needs a stage such as GEN in `pipelines`")
         return self.book.made, self.marks
+
+    def publish(self, run: str) -> list[PlannedStep]:
+        """All steps, with those that publish the run under this name."""
+        hub = self.resolver.tables.hub
+        for pipeline in (self.pipelines[name] for name in self.point.experiment.stages):
+            if pipeline.publishes:
+                self._stage(pipeline, {"run": run, "tag": self.point.experiment.tag, **hub.of_run(run)})
+        return self.book.made
 
     def _goes_through(self, pipeline: Pipeline) -> bool:
         """Whether this run has the stage: the method, trainings listed before it, and the listed stages after it."""
@@ -191,9 +203,10 @@ class RunPlanner:
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def _stage(self, pipeline: Pipeline) -> None:
+    def _stage(self, pipeline: Pipeline, given: Mapping[str, Any] | None = None) -> None:
+        """Plan a stage; `given` are values of its parameters that no user writes."""
         inputs: dict[str, Input] = {}
-        fixed: dict[str, Any] = {}
+        fixed: dict[str, Any] = dict(given or {})
         source: ModelEntry | None = None
         before, self.labelling = self.labelling, self.labelling or bool(pipeline.adds)
         written = self.places.written(pipeline)
@@ -214,7 +227,7 @@ class RunPlanner:
                 source = self.models[resource].entry
             elif resource in self.products:
                 inputs[role] = self.products[resource]
-            elif resource not in brought.makers():
+            elif resource not in brought.makers() and role not in pipeline.optional:
                 makers = [each.name for each in self.pipelines.values() if each.gives == resource]
                 at = (*self.point.experiment.path, "pipelines")
                 self._fail(at, f"{pipeline.name} needs {resource}: list {' or '.join(makers)} too")
@@ -237,7 +250,10 @@ class RunPlanner:
         before = self.models["policy" if pipeline.gives == "policy" else "base"]
         adapter = step.params.get("lora") is not None
         entry = before.entry
-        self.models[pipeline.gives] = Model(before.weights, made, entry) if adapter else Model(made, entry=entry)
+        model = Model(before.weights, made, entry) if adapter else Model(made, entry=entry)
+        self.models[pipeline.gives] = model
+        if pipeline.name == self.point.method:
+            self.models["trained"] = model
 
     def _mark(self, pipeline: Pipeline, model: Model) -> None:
         """Remember which rewards trained the policy, and mark scores that come from one of them."""

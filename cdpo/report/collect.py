@@ -60,6 +60,11 @@ def collect(store: str | Path, tag: str | None = None, select: bool = True) -> d
     }
 
 
+def collect_run(store: Store, ref: dict[str, Any]) -> dict[str, Any]:
+    """One run as `collect` has it: its state, its metrics with their intervals over prompts, its marks."""
+    return _run_entry(Reader(store).run(ref))
+
+
 def compare(store: str | Path, a: str, b: str, tag: str | None = None) -> dict[str, Any]:
     """`a` minus `b`, paired by prompt, for every metric that both have; each is the name of a run or of a configuration
     (or `tag/name`). A configuration's values are averaged over its seeds.

@@ -94,7 +94,7 @@ def main(root: Path, key: str) -> None:
     mark = trees.new_mark(store, key)
     said = {"lock": lock.described(), "mark": mark, "attempt": attempt, "place": place.label, "gpus": given}
     worker = launch.worker_command(work)
-    environment = {**os.environ, **launch.environment(device), **place.environment()}
+    environment = {**os.environ, **launch.environment(device, step.pipeline), **place.environment()}
     environment |= {trees.MARK: mark, LAUNCH: json.dumps(said)}
     os.execve(worker[0], worker, environment)
 

@@ -1,0 +1,198 @@
+"""Publishing to the Hugging Face Hub, one commit for one change.
+
+Whoever changes a repository reads its head and commits on top of it; where somebody else was faster (409, 412), where
+the Hub has no time (429, 5xx) and where a connection breaks, the head is read again and the change is made anew on top
+of that. So an answer that was lost is no loss: the change is found made. Files that are there already are not sent.
+"""
+
+import contextlib
+import email.utils
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cdpo.config.canonical import digest
+from cdpo.config.lock import Kind
+from cdpo.errors import CdpoError
+from cdpo.hub.local import CARD
+from cdpo.hub.repos import Files, Published
+from cdpo.store import locks
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Made = TypeVar("Made")
+
+#: how often a change is tried, and seconds between the first two tries and at most
+TRIES = 10
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
+#: statuses after which it may pass the next time
+TRIED_AGAIN = (408, 409, 412, 425, 429)
+
+
+class HuggingFaceHub:
+    """A `cdpo.hub.repos.Hub`; `owner` is an organization, or None for the owner of the token.
+
+    `room`: a folder for the locks that keep this machine's processes from changing one repository at the same time.
+    """
+
+    def __init__(self, owner: str | None, room: Path, *, private: bool = True, note: Callable[[str], None]) -> None:
+        from huggingface_hub import HfApi
+
+        self._api, self._room, self._private, self._note = HfApi(), room, private, note
+        self._owner = owner
+
+    def replace(self, kind: Kind, name: str, branch: str, files: Files) -> Published:
+        repo = self._made(kind, name)
+        with self._alone(repo):
+
+            def change() -> Published:
+                self._api.create_branch(repo, branch=branch, repo_type=kind, exist_ok=True)
+                head, there = self._head(kind, repo, branch)
+                gone = [path for path in there if path not in files and path != ".gitattributes"]
+                return self._commit(kind, repo, branch, head, files, gone)
+
+            return self._insist(change, f"{kind} {repo}@{branch}")
+
+    def put_folder(
+        self, kind: Kind, name: str, folder: str, files: Files, card: Callable[[Sequence[str]], str]
+    ) -> Published:
+        repo = self._made(kind, name)
+        mine: Files = {f"{folder}/{path}": file for path, file in files.items()}
+        with self._alone(repo):
+
+            def change() -> Published:
+                head, there = self._head(kind, repo, "main")
+                gone = [path for path in there if path.startswith(f"{folder}/") and path not in mine]
+                kept = [path for path in there if path not in gone]
+                text = card(sorted({*kept, *mine} - {CARD})).encode()
+                return self._commit(kind, repo, "main", head, {**mine, CARD: text}, gone)
+
+            return self._insist(change, f"{kind} {repo} {folder}")
+
+    def collect(self, title: str, kind: Kind, repo: str) -> None:
+        def add() -> None:
+            owner = repo.partition("/")[0]
+            found = self._api.create_collection(title, namespace=owner, private=self._private, exists_ok=True)
+            self._api.add_collection_item(found.slug, item_id=repo, item_type=kind, exists_ok=True)
+
+        self._insist(add, f"collection {title}")
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _made(self, kind: Kind, name: str) -> str:
+        """The id of a repository that is there."""
+        if self._owner is None:
+            self._owner = self._insist(lambda: str(self._api.whoami()["name"]), "the owner of the token")
+        repo = f"{self._owner}/{name}"
+        self._insist(
+            lambda: self._api.create_repo(repo, repo_type=kind, private=self._private, exist_ok=True), f"{kind} {repo}"
+        )
+        return repo
+
+    def _head(self, kind: Kind, repo: str, branch: str) -> tuple[str, list[str]]:
+        """The newest commit of a branch, and its files."""
+        info = self._api.repo_info(repo, repo_type=kind, revision=branch)
+        assert info.sha is not None
+        return info.sha, self._api.list_repo_files(repo, repo_type=kind, revision=info.sha)
+
+    def _commit(self, kind: Kind, repo: str, branch: str, head: str, files: Files, gone: Sequence[str]) -> Published:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        operations: list[Any] = [
+            CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+            for path, content in files.items()
+        ]
+        operations += [CommitOperationDelete(path) for path in gone]
+        info = self._api.create_commit(
+            repo,
+            operations,
+            commit_message="published by cdpo",
+            repo_type=kind,
+            revision=branch,
+            parent_commit=head,
+        )
+        prefix = "datasets/" if kind == "dataset" else ""
+        return Published(repo, branch, str(info.oid or head), f"{self._api.endpoint}/{prefix}{repo}/tree/{branch}")
+
+    def _insist(self, do: Callable[[], Made], what: str) -> Made:
+        """What `do` returns, tried again while it may pass. Raises CdpoError, which names what was to be done."""
+        jitter = random.Random(what)
+        for attempt in range(1, TRIES + 1):
+            try:
+                return do()
+            except Exception as error:
+                cause = _cause(error)
+                status = getattr(getattr(cause, "response", None), "status_code", None)
+                again = (status is None and _broken(cause)) or status in TRIED_AGAIN or (status or 0) >= 500
+                if not again or attempt == TRIES:
+                    raise CdpoError(f"{what}: {_said(cause, status, self._api)}") from error
+                pause = _asked_for(cause)
+                if pause is None:
+                    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * jitter.uniform(0.5, 1.5)
+                self._note(f"{what}: {_said(cause, status, self._api)}; trying again in {pause:.1f} s")
+                time.sleep(pause)
+        raise AssertionError
+
+    @contextmanager
+    def _alone(self, repo: str) -> Iterator[None]:
+        self._room.mkdir(parents=True, exist_ok=True)
+        lock = locks.acquire(self._room / f"hub-{digest(repo)[:16]}.lock", wait=True)
+        assert lock is not None
+        try:
+            yield
+        finally:
+            lock.release(remove=True)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the server answered, which the client hides behind errors of its own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if getattr(seen, "response", None) is not None:
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    seen = error
+    while seen.__cause__ is not None:
+        seen = seen.__cause__
+    return seen
+
+
+def _broken(error: BaseException) -> bool:
+    """Whether a connection failed, and not we."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        return not isinstance(error, OfflineModeIsEnabled)
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
+
+
+def _asked_for(error: BaseException) -> float | None:
+    """Seconds that the Hub wants to be left alone for (RFC 9110, section 10.2.3)."""
+    value = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
+    if value is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    at = email.utils.parsedate_to_datetime(value) if email.utils.parsedate(value) else None
+    return None if at is None else max(0.0, at.timestamp() - time.time())
+
+
+def _said(error: BaseException, status: int | None, api: "HfApi") -> str:
+    host = str(api.endpoint).partition("://")[2]
+    if status == 401:
+        return f"{host} does not know this token (HF_TOKEN, or `token` in configs/services/huggingface.yaml)"
+    if status == 403:
+        return f"the token may not write there ({host} answered HTTP 403): it needs the role write"
+    if status is not None:
+        return f"{host} answered HTTP {status}: {getattr(error, 'server_message', None) or 'without a word'}"
+    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, and publishing needs the network"
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no token: set HF_TOKEN, or `hf auth login`"
+    return f"{host}: {type(error).__name__}: {error}"

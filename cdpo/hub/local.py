@@ -1,0 +1,125 @@
+"""A hub in a folder, laid out so that what reads it needs no client:
+
+    <root>/models/<owner>/<name>/snapshots/<id>/     the files of a commit, immutable; <id> is a hash of them
+    <root>/models/<owner>/<name>/refs/<branch>       the id that a branch names
+    <root>/collections/<title>.json                  {"title", "items": [{"type", "id"}]}
+
+and `datasets` alike. A commit is gathered beside its place and renamed into it, a branch then named anew: whatever is
+killed, a reader finds the old commit or the new one.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cdpo.config.canonical import digest
+from cdpo.config.lock import HubName, Kind
+from cdpo.files import file_sha256, fsync_path, read_json, write_json, write_text
+from cdpo.hub.repos import Files, Published
+from cdpo.store import locks
+from cdpo.store.names import safe_name
+
+CARD = "README.md"
+
+
+class LocalHub:
+    """A `cdpo.hub.repos.Hub` over a folder; `owner` is whose the repositories are that are made."""
+
+    def __init__(self, root: Path, owner: str) -> None:
+        self.root, self.owner = root, owner
+
+    def replace(self, kind: Kind, name: str, branch: str, files: Files) -> Published:
+        repo = self._repo(kind, f"{self.owner}/{name}")
+        with self._alone(repo):
+            return self._commit(repo, name, branch, files)
+
+    def put_folder(
+        self, kind: Kind, name: str, folder: str, files: Files, card: Callable[[Sequence[str]], str]
+    ) -> Published:
+        repo = self._repo(kind, f"{self.owner}/{name}")
+        with self._alone(repo):
+            before = self._snapshot(repo, "main")
+            kept = _files_of(before) if before else {}
+            kept = {path: file for path, file in kept.items() if not path.startswith(f"{folder}/")}
+            made: Files = {**kept, **{f"{folder}/{path}": file for path, file in files.items()}}
+            return self._commit(
+                repo, name, "main", {**made, CARD: card(sorted(path for path in made if path != CARD)).encode()}
+            )
+
+    def collect(self, title: str, kind: Kind, repo: str) -> None:
+        path = self.root / "collections" / f"{safe_name(title)}.json"
+        item = {"type": kind, "id": repo}
+        with self._alone(self.root / "collections"):
+            found = read_json(path) if path.exists() else {"title": title, "items": []}
+            if item not in found["items"]:
+                write_json(path, {**found, "items": [*found["items"], item]})
+
+    def find(self, name: HubName) -> tuple[str, Path] | None:
+        """The commit that a branch (or the commit itself) names, and its folder; None where there is no such."""
+        repo = self._repo(name.kind, name.id)
+        folder = self._snapshot(repo, name.revision)
+        if folder is None and (repo / "snapshots" / name.revision).is_dir():
+            folder = repo / "snapshots" / name.revision
+        return (folder.name, folder) if folder else None
+
+    def branches(self, name: HubName) -> list[str]:
+        """Of a repository; empty where there is none."""
+        return sorted(path.name for path in (self._repo(name.kind, name.id) / "refs").glob("[!.]*"))
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _repo(self, kind: Kind, id_: str) -> Path:
+        return self.root / f"{kind}s" / id_
+
+    def _snapshot(self, repo: Path, branch: str) -> Path | None:
+        ref = repo / "refs" / branch
+        if not ref.is_file():
+            return None
+        folder = repo / "snapshots" / ref.read_text(encoding="utf-8").strip()
+        return folder if folder.is_dir() else None
+
+    def _commit(self, repo: Path, name: str, branch: str, files: Files) -> Published:
+        snapshots = repo / "snapshots"
+        gathered = snapshots / f".{os.getpid()}.tmp"
+        shutil.rmtree(gathered, ignore_errors=True)
+        try:
+            hashes = {path: _place(gathered / path, content) for path, content in sorted(files.items())}
+            commit = digest(hashes)[:40]
+            for folder in [gathered, *(path for path in gathered.rglob("*") if path.is_dir())]:
+                fsync_path(folder)
+            if not (snapshots / commit).exists():
+                os.rename(gathered, snapshots / commit)
+                fsync_path(snapshots)
+        finally:
+            shutil.rmtree(gathered, ignore_errors=True)
+        write_text(repo / "refs" / branch, commit + "\n")
+        return Published(f"{self.owner}/{name}", branch, commit, str(snapshots / commit))
+
+    @contextmanager
+    def _alone(self, repo: Path) -> Iterator[None]:
+        """Keep others, in this process and on this machine, away from a repository."""
+        room = self.root / "locks"
+        room.mkdir(parents=True, exist_ok=True)
+        lock = locks.acquire(room / f"{digest(str(repo))[:16]}.lock", wait=True)
+        assert lock is not None
+        try:
+            yield
+        finally:
+            lock.release(remove=True)
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+def _place(path: Path, content: Path | bytes) -> str:
+    """Write one file of a commit; its sha256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        shutil.copyfile(content, path)
+    fsync_path(path)
+    return file_sha256(path)

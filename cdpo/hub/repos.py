@@ -1,0 +1,42 @@
+"""What both kinds of hub do: hold repositories of files, with branches that name commits."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cdpo.config.lock import Kind
+
+#: what becomes of a repository's files: path in it -> the file, or its content
+Files = Mapping[str, Path | bytes]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where something was published."""
+
+    #: `owner/name`
+    repo: str
+    branch: str
+    #: 40 hex digits
+    commit: str
+    #: what a browser opens, or a folder
+    url: str
+
+
+class Hub(Protocol):
+    """Somewhere to publish to. Every method may be called again after it failed, and then does what is left to do."""
+
+    def replace(self, kind: Kind, name: str, branch: str, files: Files) -> Published:
+        """Let a branch of the repository `name`, which is made where it is not there, hold just these files."""
+
+    def put_folder(
+        self, kind: Kind, name: str, folder: str, files: Files, card: Callable[[Sequence[str]], str]
+    ) -> Published:
+        """Let a folder of the branch `main` hold just these files; others who do so at the same time lose nothing.
+
+        README.md becomes what `card` makes of the paths of all other files.
+        """
+
+    def collect(self, title: str, kind: Kind, repo: str) -> None:
+        """Put a repository (`owner/name`) into the collection of that title, made where it is not there."""
