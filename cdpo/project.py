@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpo.config.devices import Devices, read_devices
+from cdpo.config.hub import LOCAL_OWNER, HubSettings, read_hub
 from cdpo.config.lock import HubName, Lock
 from cdpo.errors import CdpoError, UsageError
 from cdpo.files import read_json
@@ -44,6 +45,10 @@ class Project:
             return Devices()
         return read_devices(path)
 
+    def hub(self) -> HubSettings:
+        """Where runs are published."""
+        return read_hub(self.configs)
+
     def plan(self) -> Plan:
         """The plan as the files stand now. Raises ConfigError with everything that is wrong."""
         if not self.tasks.exists():
@@ -68,8 +73,12 @@ class Project:
         if not missing:
             return plan
         from cdpo.hub.fetch import fetch
+        from cdpo.hub.local import LocalHub
 
-        fetch(Lock.of(self.configs), missing, say)
+        hub = self.hub()
+        hub.use_token()
+        local = LocalHub(hub.root_of(self.store.root), LOCAL_OWNER) if hub.where == "local" else None
+        fetch(Lock.of(self.configs), missing, say, local)
         return make()
 
     def last_plan(self, say: Say = lambda text: None) -> tuple[Plan, dict[str, Any]] | None:

@@ -104,6 +104,7 @@ def execute(
         refuse_unserved(devices, _todo(plan, keys, _states(project, plan)))
     project.keep_current(plan, say, lambda plan: prepare(project, plan, devices, make_display(display)))
     refuse_unfit(project, plan, keys)
+    project.hub().use_token()
     outcome = make_engine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
     if outcome.interrupted:
         asked = [f"--only {shlex.quote(only)}"] if only else []

@@ -6,7 +6,7 @@ https://huggingface.co/docs/huggingface_hub/guides/manage-cache: `<cache>/models
 import os
 from pathlib import Path
 
-from cdpo.config.lock import HubName
+from cdpo.config.lock import HubName, Pin
 
 
 def cache_root() -> Path:
@@ -20,6 +20,8 @@ def cache_root() -> Path:
     return Path(os.path.expandvars(os.path.expanduser(home))) / "hub"
 
 
-def snapshot(name: HubName, commit: str) -> Path:
-    """The folder of a commit in that cache, whether it is there or not."""
-    return cache_root() / f"{name.kind}s--{name.id.replace('/', '--')}" / "snapshots" / commit
+def snapshot(name: HubName, pin: Pin) -> Path:
+    """Where the files of a commit lie, whether they are there or not."""
+    if pin.folder is not None:
+        return Path(pin.folder)
+    return cache_root() / f"{name.kind}s--{name.id.replace('/', '--')}" / "snapshots" / pin.commit

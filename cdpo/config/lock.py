@@ -57,6 +57,8 @@ class Pin:
     splits: Mapping[str, list[str]] = field(default_factory=dict)
     #: of a model: whether it says how a conversation is written (by a chat template, or as a score model)
     speaks: bool = True
+    #: where its files lie, of a local hub; None: in the cache of the Hugging Face libraries
+    folder: str | None = None
 
     def found_in(self, folder: Path) -> bool:
         """Whether a snapshot's folder holds all of it; told by names and sizes."""
@@ -102,4 +104,6 @@ def _entry(pin: Pin) -> dict[str, Any]:
         del entry["splits"]
     if pin.speaks:
         del entry["speaks"]
+    if pin.folder is None:
+        del entry["folder"]
     return entry

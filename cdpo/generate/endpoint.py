@@ -6,7 +6,6 @@ calls (429) gets none at all meanwhile. What cannot pass is an error at once.
 """
 
 import asyncio
-import email.utils
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 import openai
 
+from cdpo import retry_after
 from cdpo.engine.services.client import Address
 from cdpo.errors import StepError
 
@@ -124,7 +124,7 @@ class Endpoint:
                 said = _said(error)
                 if error.status_code not in TRIED_AGAIN and error.status_code < 500:
                     raise _GivenUp(said) from None
-                pause = _asked_for(error)
+                pause = retry_after.seconds(error.response.headers.get("retry-after"))
                 if error.status_code == 429 and pause is not None:
                     self._quiet_until = max(self._quiet_until, time.monotonic() + pause)
             except openai.APIConnectionError as error:
@@ -185,15 +185,3 @@ def _said(error: openai.APIStatusError) -> str:
     if error.status_code in (401, 403):
         text += " (the key is taken from the environment variable that `api_key` names in devices.yaml)"
     return f"HTTP {error.status_code}: {text}"
-
-
-def _asked_for(error: openai.APIStatusError) -> float | None:
-    """Seconds that the server wants to be left alone for (RFC 9110, section 10.2.3); None where it does not say."""
-    value = error.response.headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        at = email.utils.parsedate_to_datetime(value) if email.utils.parsedate(value) else None
-        return None if at is None else max(0.0, at.timestamp() - time.time())

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 from cdpo.config.hub_cache import snapshot
 from cdpo.config.lock import HubName, Lock, Pin
 from cdpo.errors import UsageError
+from cdpo.hub.trouble import Trouble
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+    from cdpo.hub.local import LocalHub
 
 #: of a model: what from_pretrained reads beside the weights
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -24,9 +27,10 @@ _CONVERTED = "refs/convert/parquet"
 _PINNED_URL = re.compile(r"hf://datasets/[^@]+@[^/]+/(?P<path>.+)")
 
 
-def fetch(lock: Lock, names: Sequence[HubName], say: Callable[[str], None]) -> None:
+def fetch(lock: Lock, names: Sequence[HubName], say: Callable[[str], None], local: "LocalHub | None" = None) -> None:
     """Pin every name that is not pinned yet, and see that the files of all of them are on this machine.
 
+    Names are looked for in the `local` hub first, where there is one.
     Raises UsageError where a name cannot be found, may not be read, or holds nothing that cdpo reads.
     """
     from huggingface_hub import HfApi
@@ -35,7 +39,8 @@ def fetch(lock: Lock, names: Sequence[HubName], say: Callable[[str], None]) -> N
     problems = []
     for name in dict.fromkeys(names):
         try:
-            _fetch(api, lock, name, say)
+            if local is None or not _take(local, lock, name):
+                _fetch(api, lock, name, say)
         except Exception as error:
             problems.append(f"{name}: {_said(error, name, api)}")
     if problems:
@@ -47,12 +52,33 @@ def _fetch(api: "HfApi", lock: Lock, name: HubName, say: Callable[[str], None]) 
     if pin is None:
         say(f"looking up {name}")
         pin = _model(api, name) if name.kind == "model" else _dataset(api, name)
-    folder = snapshot(name, pin.commit)
+    folder = snapshot(name, pin)
     if not pin.found_in(folder):
         say(f"downloading {name} ({len(pin.files)} files, {sum(pin.files.values()) / 1e6:.1f} MB)")
         _download(api, name, pin)
     if known is None:
         lock.keep(name, _with_format(name, pin, folder))
+
+
+def _take(local: "LocalHub", lock: Lock, name: HubName) -> bool:
+    """Whether a local hub has the name (as it is pinned, where it is); it is pinned then."""
+    from dataclasses import replace
+
+    known = lock.find(name)
+    found = local.find(replace(name, revision=known.commit) if known else name)
+    if found is None:
+        return False
+    commit, folder = found
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    if name.kind == "model":
+        pin = Pin(commit, {path: sizes[path] for path in model_files(list(sizes))}, folder=str(folder))
+    else:
+        splits = splits_of(str(folder), name.config)
+        pin = Pin(
+            commit, {path: sizes[path] for files in splits.values() for path in files}, splits, folder=str(folder)
+        )
+    lock.keep(name, _with_format(name, pin, folder))
+    return True
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
@@ -156,7 +182,7 @@ def _relative(file: str, where: str) -> str:
 
 
 def _download(api: "HfApi", name: HubName, pin: Pin) -> None:
-    folder = snapshot(name, pin.commit)
+    folder = snapshot(name, pin)
     api.snapshot_download(name.id, repo_type=name.kind, revision=pin.commit, allow_patterns=_literally(pin.files))
     if not pin.found_in(folder):
         missing = [path for path in pin.files if not (folder / path).exists()]
@@ -172,18 +198,13 @@ def _said(error: Exception, name: HubName, api: "HfApi") -> str:
     """What went wrong, and what to do."""
     from huggingface_hub import errors
 
-    host = str(api.endpoint).partition("://")[2]
+    trouble = Trouble(error, api)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "not in the cache, and HF_HUB_OFFLINE is set"
+        return f"not in the cache, and {trouble}"
     if isinstance(error, errors.GatedRepoError):
-        return f"gated: ask for access on its page at {host}, and give your token as HF_TOKEN"
+        return f"gated: ask for access on its page at {trouble.host}, and give your token as HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is none at {host}, or it is private and the token (HF_TOKEN) may not see it"
+        return f"there is none at {trouble.host}, or it is private and the token (HF_TOKEN) may not see it"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no revision {name.revision!r}"
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code if error.response is not None else "?"
-        return f"{host} answered HTTP {status}: {error.server_message or 'without a word'}"
-    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0].startswith("http"):
-        return f"{host} cannot be reached ({type(error).__name__}: {error})"
-    return str(error) or type(error).__name__
+    return str(trouble)

@@ -5,32 +5,26 @@ the Hub has no time (429, 5xx) and where a connection breaks, the head is read a
 of that. So an answer that was lost is no loss: the change is found made. Files that are there already are not sent.
 """
 
-import contextlib
-import email.utils
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from cdpo.config.canonical import digest
 from cdpo.config.lock import Kind
 from cdpo.errors import CdpoError
 from cdpo.hub.local import CARD
 from cdpo.hub.repos import Files, Published
+from cdpo.hub.trouble import Trouble
 from cdpo.store import locks
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 Made = TypeVar("Made")
 
 #: how often a change is tried, and seconds between the first two tries and at most
 TRIES = 10
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
-#: statuses after which it may pass the next time
-TRIED_AGAIN = (408, 409, 412, 425, 429)
 
 
 class HuggingFaceHub:
@@ -125,15 +119,13 @@ class HuggingFaceHub:
             try:
                 return do()
             except Exception as error:
-                cause = _cause(error)
-                status = getattr(getattr(cause, "response", None), "status_code", None)
-                again = (status is None and _broken(cause)) or status in TRIED_AGAIN or (status or 0) >= 500
-                if not again or attempt == TRIES:
-                    raise CdpoError(f"{what}: {_said(cause, status, self._api)}") from error
-                pause = _asked_for(cause)
+                trouble = Trouble(error, self._api)
+                if not trouble.may_pass or attempt == TRIES:
+                    raise CdpoError(f"{what}: {trouble}") from error
+                pause = trouble.pause
                 if pause is None:
                     pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * jitter.uniform(0.5, 1.5)
-                self._note(f"{what}: {_said(cause, status, self._api)}; trying again in {pause:.1f} s")
+                self._note(f"{what}: {trouble}; trying again in {pause:.1f} s")
                 time.sleep(pause)
         raise AssertionError
 
@@ -146,53 +138,3 @@ class HuggingFaceHub:
             yield
         finally:
             lock.release(remove=True)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What the server answered, which the client hides behind errors of its own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if getattr(seen, "response", None) is not None:
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    seen = error
-    while seen.__cause__ is not None:
-        seen = seen.__cause__
-    return seen
-
-
-def _broken(error: BaseException) -> bool:
-    """Whether a connection failed, and not we."""
-    if isinstance(error, ConnectionError | TimeoutError):
-        from huggingface_hub.errors import OfflineModeIsEnabled
-
-        return not isinstance(error, OfflineModeIsEnabled)
-    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
-
-
-def _asked_for(error: BaseException) -> float | None:
-    """Seconds that the Hub wants to be left alone for (RFC 9110, section 10.2.3)."""
-    value = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
-    if value is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(value))
-    at = email.utils.parsedate_to_datetime(value) if email.utils.parsedate(value) else None
-    return None if at is None else max(0.0, at.timestamp() - time.time())
-
-
-def _said(error: BaseException, status: int | None, api: "HfApi") -> str:
-    host = str(api.endpoint).partition("://")[2]
-    if status == 401:
-        return f"{host} does not know this token (HF_TOKEN, or `token` in configs/services/huggingface.yaml)"
-    if status == 403:
-        return f"the token may not write there ({host} answered HTTP 403): it needs the role write"
-    if status is not None:
-        return f"{host} answered HTTP {status}: {getattr(error, 'server_message', None) or 'without a word'}"
-    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, and publishing needs the network"
-    if isinstance(error, LocalTokenNotFoundError):
-        return "there is no token: set HF_TOKEN, or `hf auth login`"
-    return f"{host}: {type(error).__name__}: {error}"

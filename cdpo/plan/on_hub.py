@@ -37,5 +37,5 @@ def split_input(lock: Lock, name: HubName, split: str | None) -> Input:
 def _found(lock: Lock, name: HubName) -> tuple[Pin | None, Path | None]:
     """What `name` is pinned to, and the folder of that where all of it is on this machine."""
     pin = lock.find(name)
-    folder = snapshot(name, pin.commit) if pin else None
+    folder = snapshot(name, pin) if pin else None
     return pin, folder if pin and folder and pin.found_in(folder) else None

@@ -1,0 +1,15 @@
+"""How long a server asks to be left alone."""
+
+import email.utils
+import time
+
+
+def seconds(value: str | None) -> float | None:
+    """Of a Retry-After header (RFC 9110, section 10.2.3), in seconds or as a date; None where it says nothing."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        at = email.utils.parsedate_to_datetime(value) if email.utils.parsedate(value) else None
+        return None if at is None else max(0.0, at.timestamp() - time.time())
