@@ -180,6 +180,34 @@ def compare(a: str, b: str, tag: str | None, as_json: bool, configs: str | None,
     run(project_of(configs, store), a, b, tag, as_json)
 
 
+# -- the hub ------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("-t", "--tag", help="Only runs under this tag.")
+@click.option("--display", type=DISPLAYS, default="auto")
+@places
+def push(runs: tuple[str, ...], tag: str | None, display: str, configs: str | None, store: str | None) -> None:
+    """Publish finished runs (names or globs; all without one): models, responses, cards."""
+    from cdpo.commands.hub import push as run
+
+    sys.exit(run(project_of(configs, store), tag, runs, display))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--dataset", is_flag=True, help="NAME is a dataset, and not a model.")
+@click.option("--config", metavar="NAME", help="Of a dataset that has several.")
+@click.option("--to", metavar="DIR", help="Copy its files there.")
+@places
+def pull(name: str, dataset: bool, config: str | None, to: str | None, configs: str | None, store: str | None) -> None:
+    """Fetch NAME (`namespace/name` or `namespace/name@revision`) from the hub, and say where it lies."""
+    from cdpo.commands.hub import pull as run
+
+    run(project_of(configs, store), name, "dataset" if dataset else "model", config, to)
+
+
 # -- upkeep -------------------------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,8 @@ def _take(local: "LocalHub", lock: Lock, name: HubName) -> bool:
     known = lock.find(name)
     found = local.find(replace(name, revision=known.commit) if known else name)
     if found is None:
+        if branches := local.branches(name):
+            raise ValueError(f"no revision {name.revision!r} of it in {local.root}; there are: {', '.join(branches)}")
         return False
     commit, folder = found
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

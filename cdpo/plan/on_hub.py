@@ -15,14 +15,14 @@ class NoSplit(ValueError):
 
 
 def model_input(lock: Lock, name: HubName) -> Input:
-    pin, folder = _found(lock, name)
+    pin, folder = found(lock, name)
     given = {"hub": name.id, "kind": name.kind, "asked": name.revision, "revision": pin.commit if pin else None}
     return {**given, "folder": str(folder)} if folder else given
 
 
 def split_input(lock: Lock, name: HubName, split: str | None) -> Input:
     """One split of a dataset; without a name it is `train`, or the only one. Raises NoSplit."""
-    pin, folder = _found(lock, name)
+    pin, folder = found(lock, name)
     given: Input = {"hub": name.id, "kind": name.kind, "asked": name.revision, "config": name.config}
     if pin is None:
         return {**given, "split": split, "revision": None}
@@ -34,7 +34,7 @@ def split_input(lock: Lock, name: HubName, split: str | None) -> Input:
     return {**given, "files": [str(folder / path) for path in pin.splits[split]]} if folder else given
 
 
-def _found(lock: Lock, name: HubName) -> tuple[Pin | None, Path | None]:
+def found(lock: Lock, name: HubName) -> tuple[Pin | None, Path | None]:
     """What `name` is pinned to, and the folder of that where all of it is on this machine."""
     pin = lock.find(name)
     folder = snapshot(name, pin) if pin else None

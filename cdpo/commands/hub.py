@@ -1,0 +1,114 @@
+"""push, pull: runs that are finished to the hub, what is on a hub to a folder."""
+
+import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from cdpo.commands.matrix import say
+from cdpo.config.hub import LOCAL_OWNER, HubSettings
+from cdpo.config.lock import LOCK, NAME, HubName, Kind, Lock
+from cdpo.errors import CdpoError, UsageError
+from cdpo.files import read_json
+from cdpo.pipeline import pipelines
+from cdpo.plan.graph import Input, Plan, PlannedRun, PlannedStep
+from cdpo.plan.identity import step_key
+from cdpo.project import Project
+from cdpo.store import Store
+
+PUSH = "PUSH"
+
+
+def push(project: Project, tag: str | None, runs: Sequence[str], display: Any) -> int:
+    """Publish finished runs; returns the exit code. Raises UsageError where there is none."""
+    from cdpo.engine.local.engine import LocalEngine
+    from cdpo.engine.show.display import make_display
+
+    hub = project.hub()
+    hub.use_token()
+    refs = [ref for ref in project.store.read_refs(tag) if not runs or any(fnmatch(ref["name"], each) for each in runs)]
+    plans = [read_json(path) for path in sorted(project.store.plans.glob("[!.]*.json"))]
+    pushes = {step["key"] for plan in plans for step in plan["steps"] if step["pipeline"] == PUSH}
+    finished = [ref for ref in refs if all(project.store.find(key) for key in {*ref["steps"]} - pushes)]
+    for ref in (each for each in refs if each not in finished):
+        say(f"left out, not finished: {ref['tag']}/{ref['name']}")
+    if not finished:
+        raise UsageError("no finished run fits: `cdpo results` lists them")
+    steps = {step.key: step for ref in finished if (step := push_step(project.store, ref, hub)) is not None}
+    if not steps:
+        raise UsageError("these runs made nothing that could be published: no model, no responses")
+    parents = {key: _finished(project.store, key) for step in steps.values() for key in step.parents}
+    plan = Plan("push", "", {}, [PlannedRun("push", "push", 0, PUSH, "", "", {}, list(steps))], {**parents, **steps})
+    outcome = LocalEngine(project.store, project.devices(), make_display(display)).run(plan)
+    for key in [*outcome.done, *outcome.cached]:
+        folder = project.store.find(key)
+        for each in read_json(folder / "out" / "pushed.json") if folder and key in steps else []:
+            click.echo(f"{each['kind']:<8} {each['repo']}@{each['branch']}  {each['url']}")
+    return outcome.exit_code
+
+
+def _finished(store: Store, key: str) -> PlannedStep:
+    """A finished step as what another one reads; what it was made from plays no part any more."""
+    folder = store.find(key)
+    assert folder is not None
+    manifest = store.manifest(folder)
+    names = ("key", "pipeline", "name", "version", "params", "seed")
+    return PlannedStep(**{name: manifest[name] for name in names}, inputs={})
+
+
+def push_step(store: Store, ref: dict[str, Any], hub: HubSettings) -> PlannedStep | None:
+    """The step that publishes a finished run: the same one that `PUSH` in its tasks file would have been."""
+    pipeline = pipelines()[PUSH]
+    inputs: dict[str, Input] = {}
+    for key in ref["steps"]:
+        folder = store.find(key)
+        if folder is None:
+            continue
+        gives = pipelines()[folder.parent.name].gives
+        if folder.parent.name == ref["method"]:
+            manifest = store.manifest(folder)
+            if manifest["params"].get("lora") is not None:
+                inputs |= {"model": manifest["inputs"]["model"], "model_adapter": {"step": key}}
+            else:
+                inputs["model"] = {"step": key}
+        elif gives in ("responses", "scores"):
+            inputs[gives] = {"step": key}
+    if not inputs:
+        return None
+    params = pipeline.params.model_validate({"run": ref["name"], "tag": ref["tag"], **hub.of_run(ref["name"])})
+    hashed = params.model_dump(exclude_defaults=True)
+    key = step_key(PUSH, pipeline.version, hashed, inputs, None)
+    return PlannedStep(key, PUSH, ref["name"], pipeline.version, params.model_dump(), inputs, None)
+
+
+def pull(project: Project, text: str, kind: Kind, config: str | None, to: str | None) -> None:
+    """Fetch `ns/name[@revision]` and say where it lies; with `to` its files are copied there."""
+    from cdpo.hub.fetch import fetch
+    from cdpo.hub.local import LocalHub
+    from cdpo.plan.on_hub import found
+
+    if not NAME.match(text):
+        raise UsageError(f"{text!r} is not NAMESPACE/NAME or NAMESPACE/NAME@REVISION")
+    hub = project.hub()
+    hub.use_token()
+    name = HubName.parse(kind, text, config)
+    local = LocalHub(hub.root_of(project.store.root), LOCAL_OWNER) if hub.where == "local" else None
+    # what is pulled by hand moves with its branch, and pins nothing of the project
+    with TemporaryDirectory() as scratch:
+        lock = Lock(Path(scratch) / LOCK)
+        fetch(lock, [name], say, local)
+    pin, folder = found(lock, name)
+    if folder is None or pin is None:
+        raise CdpoError(f"{name}: its files are gone again; call this once more")
+    if to is None:
+        click.echo(f"{name.id} at commit {pin.commit}: {folder}")
+        return
+    target = Path(to)
+    for path in pin.files:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / path, target / path)
+    click.echo(f"{name.id} at commit {pin.commit}: {len(pin.files)} files in {target}")
