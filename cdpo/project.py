@@ -63,23 +63,29 @@ class Project:
 
         Raises UsageError where that cannot be had.
         """
-        plan = make()
-        missing = [
+        from cdpo.hub.local import LocalHub
+
+        plan, hub = make(), self.hub()
+        local = LocalHub(hub.root_of(self.store.root), LOCAL_OWNER) if hub.where == "local" else None
+        asked: set[HubName] = set()
+        # an adapter that is fetched tells which model it is for, which is to be fetched then
+        while missing := self._missing(plan) - asked:
+            from cdpo.hub.fetch import fetch
+
+            hub.use_token()
+            fetch(Lock.of(self.configs), sorted(missing, key=str), say, local)
+            asked |= missing
+            plan = make()
+        return plan
+
+    def _missing(self, plan: Plan) -> set[HubName]:
+        """What unfinished steps name on a hub, and is not on this machine."""
+        return {
             HubName(given["kind"], given["hub"], given["asked"], given.get("config"))
             for step in plan.steps.values()
             for given in step.inputs.values()
             if "hub" in given and not {"folder", "files"} & given.keys() and self.store.find(step.key) is None
-        ]
-        if not missing:
-            return plan
-        from cdpo.hub.fetch import fetch
-        from cdpo.hub.local import LocalHub
-
-        hub = self.hub()
-        hub.use_token()
-        local = LocalHub(hub.root_of(self.store.root), LOCAL_OWNER) if hub.where == "local" else None
-        fetch(Lock.of(self.configs), missing, say, local)
-        return make()
+        }
 
     def last_plan(self, say: Say = lambda text: None) -> tuple[Plan, dict[str, Any]] | None:
         """What `prep` froze, where it is there and can be read: else it is made again from its tasks file."""

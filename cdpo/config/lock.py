@@ -57,6 +57,8 @@ class Pin:
     splits: Mapping[str, list[str]] = field(default_factory=dict)
     #: of a model: whether it says how a conversation is written (by a chat template, or as a score model)
     speaks: bool = True
+    #: of an adapter: the model that it is for, as `ns/name@commit`
+    base: str | None = None
     #: where its files lie, of a local hub; None: in the cache of the Hugging Face libraries
     folder: str | None = None
 
@@ -104,6 +106,7 @@ def _entry(pin: Pin) -> dict[str, Any]:
         del entry["splits"]
     if pin.speaks:
         del entry["speaks"]
-    if pin.folder is None:
-        del entry["folder"]
+    for name in ("base", "folder"):
+        if entry[name] is None:
+            del entry[name]
     return entry

@@ -6,12 +6,15 @@ that was interrupted is gone on with. The token is huggingface_hub's own (`HF_TO
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from cdpo.config.hub_cache import snapshot
-from cdpo.config.lock import HubName, Lock, Pin
+from cdpo.config.lock import NAME, HubName, Lock, Pin
 from cdpo.errors import UsageError
+from cdpo.files import read_json
+from cdpo.hub.contents import ADAPTER
 from cdpo.hub.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 #: of a model: what from_pretrained reads beside the weights
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+TOKENIZER = "tokenizer_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 #: where the Hub keeps the parquet files that it made of a dataset
 _CONVERTED = "refs/convert/parquet"
@@ -57,13 +61,11 @@ def _fetch(api: "HfApi", lock: Lock, name: HubName, say: Callable[[str], None]) 
         say(f"downloading {name} ({len(pin.files)} files, {sum(pin.files.values()) / 1e6:.1f} MB)")
         _download(api, name, pin)
     if known is None:
-        lock.keep(name, _with_format(name, pin, folder))
+        lock.keep(name, _completed(name, pin, folder))
 
 
 def _take(local: "LocalHub", lock: Lock, name: HubName) -> bool:
     """Whether a local hub has the name (as it is pinned, where it is); it is pinned then."""
-    from dataclasses import replace
-
     known = lock.find(name)
     found = local.find(replace(name, revision=known.commit) if known else name)
     if found is None:
@@ -79,7 +81,7 @@ def _take(local: "LocalHub", lock: Lock, name: HubName) -> bool:
         pin = Pin(
             commit, {path: sizes[path] for files in splits.values() for path in files}, splits, folder=str(folder)
         )
-    lock.keep(name, _with_format(name, pin, folder))
+    lock.keep(name, _completed(name, pin, folder))
     return True
 
 
@@ -112,12 +114,20 @@ def model_files(paths: Sequence[str]) -> list[str]:
     return sorted({*weights, *beside, *templates})
 
 
-def _with_format(name: HubName, pin: Pin, folder: Path) -> Pin:
-    from dataclasses import replace
-
+def _completed(name: HubName, pin: Pin, folder: Path) -> Pin:
+    """The pin with what only a model's files tell."""
     from cdpo.plan.references import has_format
 
-    return replace(pin, speaks=has_format(folder)) if name.kind == "model" else pin
+    if name.kind != "model":
+        return pin
+    if ADAPTER not in pin.files:
+        return replace(pin, speaks=has_format(folder))
+    settings = read_json(folder / ADAPTER)
+    base = str(settings.get("base_model_name_or_path"))
+    if not NAME.match(base):
+        raise ValueError(f"it is an adapter of {base}, which is on no hub: nobody else can load it")
+    speaks = TOKENIZER not in pin.files or has_format(folder)
+    return replace(pin, base=f"{base.partition('@')[0]}@{settings.get('revision') or 'main'}", speaks=speaks)
 
 
 # -- datasets ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,12 @@ def model_input(lock: Lock, name: HubName) -> Input:
     return {**given, "folder": str(folder)} if folder else given
 
 
+def base_input(lock: Lock, name: HubName) -> Input | None:
+    """Of an adapter: the model that it is for; None of any other."""
+    pin = lock.find(name)
+    return model_input(lock, HubName.parse("model", pin.base)) if pin and pin.base else None
+
+
 def split_input(lock: Lock, name: HubName, split: str | None) -> Input:
     """One split of a dataset; without a name it is `train`, or the only one. Raises NoSplit."""
     pin, folder = found(lock, name)

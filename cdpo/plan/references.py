@@ -19,7 +19,7 @@ from cdpo.config.problems import suggest
 from cdpo.config.tables import DatasetEntry, ModelEntry, RewardEntry, Tables
 from cdpo.files import file_sha256
 from cdpo.plan.graph import Input
-from cdpo.plan.on_hub import NoSplit, model_input, split_input
+from cdpo.plan.on_hub import NoSplit, base_input, model_input, split_input
 from cdpo.score.layout import is_score_model, no_reward_model
 
 DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
@@ -60,6 +60,12 @@ class References:
     def model(self, name: str) -> tuple[Input, ModelEntry]:
         """A model by short name, local path or Hub id. Raises UnknownReference."""
         return self._named("model", name, self.tables.models)
+
+    def base(self, given: Input) -> Input | None:
+        """The model that an adapter on a hub is for; None where `given` is no such adapter."""
+        if "hub" not in given:
+            return None
+        return base_input(self.tables.lock, HubName(given["kind"], given["hub"], given["asked"]))
 
     def reward(self, name: str) -> tuple[Input, RewardEntry]:
         """A reward model in the same ways, or a plug-in (`./my.py:score`)."""

@@ -83,7 +83,7 @@ class RunPlanner:
         ]
         if any({"base", "policy"} & set(each.takes.values()) for each in stages) or not stages:
             given, entry = self._reference(point.model_path, self.references.model, point.model)
-            self.models["base"] = self.models["policy"] = Model(given, entry=entry)
+            self.models["base"] = self.models["policy"] = self._model(given, entry)
         self._prepare(point.dataset, point.dataset_path)
         for pipeline in stages:
             self._stage(pipeline)
@@ -163,7 +163,11 @@ class RunPlanner:
         if isinstance(written, dict):
             return self._trained_reward(written, at)
         given, entry = self._reference(at, self.references.reward, written)
-        return Model(given, entry=entry)
+        return self._model(given, entry)
+
+    def _model(self, given: Input, entry: ModelEntry) -> Model:
+        base = self.references.base(given)
+        return Model(given, entry=entry) if base is None else Model(base, given, entry)
 
     def _trained_reward(self, written: dict[str, Any], at: YamlPath) -> Model:
         """`{step: RM, model: M, seed: 0}`: the steps of that reward model, shared by all who name it."""
