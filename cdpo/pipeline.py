@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 #: the pipeline that prepares data, before all others
 PREP = "PREP"
+#: mixes what several PREP steps made
+MIXTURE = "MIXTURE"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from cdpo.config.problems import ConfigError
 from cdpo.engine.local.engine import LocalEngine
 from cdpo.engine.show.display import Display
 from cdpo.errors import CdpoError, StepError, UsageError
-from cdpo.pipeline import PREP, pipelines
+from cdpo.pipeline import MIXTURE, PREP, pipelines
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.lengths import lengths_name, room, root_data, root_model
 from cdpo.project import Project
@@ -34,7 +34,7 @@ def prepare(project: Project, plan: Plan, devices: Devices, display: Display) ->
     if unresolved:
         listed = "\n  ".join(unresolved)
         raise UsageError(f"{project.tasks}: cannot be prepared:\n  {listed}")
-    wanted = {step.key for step in plan.steps.values() if step.pipeline == PREP}
+    wanted = {step.key for step in plan.steps.values() if step.pipeline in (PREP, MIXTURE)}
     outcome = LocalEngine(project.store, devices, display).run(plan, keys=wanted)
     if outcome.interrupted:
         raise KeyboardInterrupt

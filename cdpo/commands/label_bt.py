@@ -25,6 +25,7 @@ from cdpo.config.yaml_reader import parse_yaml, plain_scalar
 from cdpo.data.prepared import SPLITS
 from cdpo.errors import UsageError
 from cdpo.files import file_sha256, read_json
+from cdpo.pipeline import MIXTURE, PREP
 from cdpo.plan.build import PlanBuilder
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.names import safe
@@ -130,10 +131,12 @@ def _run_source(project: Project, ref: dict[str, Any]) -> Source:
         data: Path | None = folder
         while data is not None and "data" in (planned := read_json(data / "step.json")["planned"]):
             data = project.store.find(planned["data"]["step"])
-        if data is None or data.parent.name != "PREP":
+        if data is None or data.parent.name not in (PREP, MIXTURE):
             continue
         step = read_json(data / "step.json")
-        prepared = PlannedStep(step["key"], "PREP", step["name"], step["version"], step["params"], {}, step["seed"])
+        prepared = PlannedStep(
+            step["key"], data.parent.name, step["name"], step["version"], step["params"], {}, step["seed"]
+        )
         if answering is None:
             return Source(ref["dataset"], prepared)
         return Source(ref["dataset"], prepared, answering / "out", read_json(answering / "step.json")["params"])

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 import cdpo.pipelines as pipelines_package
 from cdpo.config.hub import HubSettings, read_hub
 from cdpo.config.lock import LOCK, NAME, Lock
-from cdpo.config.params import Params, Positive
+from cdpo.config.params import Count, Params, Positive
 from cdpo.config.paths import ENVIRONMENT
 from cdpo.config.problems import ConfigError, Problem, YamlPath, suggest
 from cdpo.config.validation import checked, field_problems, show
@@ -62,8 +62,20 @@ class RewardEntry(ModelEntry):
     reverse: bool = False
 
 
+class Part(Params):
+    """A dataset of a mixture, and how much of it is taken: `n` rows of its training split, or so much that it is this
+    `proportion` of the mixture, or all of it."""
+
+    dataset: str
+    n: Count | None = None
+    proportion: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
 class DatasetEntry(Params):
-    """Where a dataset comes from (not more than one of `id` and `path`); other keys are parameters of PREP."""
+    """Where a dataset comes from (not more than one of `id`, `path` and `mix`); other keys are parameters of PREP."""
+
+    mix: Annotated[list[Part], Field(min_length=2)] | None = None
+    """Other datasets, mixed; each is prepared by its own entry."""
 
     id: HubId | None = None
     """On the Hugging Face Hub: `ns/name`, or `ns/name@REVISION` (a branch, a tag or a commit)."""
@@ -82,8 +94,11 @@ class DatasetEntry(Params):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DatasetEntry":
-        if self.id is not None and self.path is not None:
-            raise ValueError("id and path both say where the rows come from; give one of them")
+        if sum(origin is not None for origin in (self.id, self.path, self.mix)) > 1:
+            raise ValueError("one of id, path and mix says where the rows come from")
+        given = [each.proportion for each in self.mix or () if each.proportion is not None]
+        if given and (len(given) != len(self.mix or ()) or abs(sum(given) - 1) > 1e-9):
+            raise ValueError(f"proportions are of all the datasets of a mixture, and add up to 1: {given}")
         for name in ("config", "split", "eval_split"):
             if getattr(self, name) is not None and self.id is None:
                 raise ValueError(f"{name} is a part of a Hub dataset, and there is no id")
@@ -230,8 +245,11 @@ def add_datasets(tables: Tables, document: Document, path: YamlPath, value: Any)
                 known = [*DatasetEntry.model_fields, *prep.model_fields]
                 wrong.append(document.problem((*here, key), f"unknown key{suggest(key, known)}", at_key=True))
         problems.extend(wrong)
-        if found and not (found.id or found.path) and params.get("rule") != "playground":
-            problems.append(document.problem(here, "id or path must say where the rows come from"))
+        if found and found.mix and params:
+            message = "each dataset of a mixture has its own entry, where this belongs"
+            problems.append(document.problem((*here, next(iter(params))), message, at_key=True))
+        elif found and not (found.id or found.path or found.mix) and params.get("rule") != "playground":
+            problems.append(document.problem(here, "id, path or mix must say where the rows come from"))
         elif found and not wrong:
             tables.datasets[name] = (found, params)
     return problems

@@ -14,7 +14,7 @@ from cdpo.config.problems import YamlPath
 from cdpo.config.tables import ModelEntry, RewardEntry
 from cdpo.config.validation import PLUGGED, PLUGIN
 from cdpo.config.values import REWARD, SEED
-from cdpo.pipeline import PREP, Pipeline, pipelines
+from cdpo.pipeline import MIXTURE, PREP, Pipeline, pipelines
 from cdpo.plan import brought
 from cdpo.plan.graph import Input, PlannedStep, Wanted
 from cdpo.plan.identity import input_identity
@@ -79,7 +79,7 @@ class RunPlanner:
         stages = [
             each
             for each in self.pipelines.values()
-            if each.name != PREP and not each.publishes and self._goes_through(each)
+            if each.name not in (PREP, MIXTURE) and not each.publishes and self._goes_through(each)
         ]
         if any({"base", "policy"} & set(each.takes.values()) for each in stages) or not stages:
             given, entry = self._reference(point.model_path, self.references.model, point.model)
@@ -87,7 +87,7 @@ class RunPlanner:
         self._prepare(point.dataset, point.dataset_path)
         for pipeline in stages:
             self._stage(pipeline)
-        if all(step.pipeline == PREP for step in self.book.made):
+        if all(step.pipeline in (PREP, MIXTURE) for step in self.book.made):
             self._fail(point.path, "this run has nothing to do: BASE needs a stage such as GEN in `pipelines`")
         return self.book.made, self.marks
 
@@ -131,14 +131,30 @@ class RunPlanner:
             self.book.add(self.prepared)
             self.products["data"] = {"step": self.prepared.key}
             return
-        sources, entry, params = self._reference(path, self.references.dataset, dataset)
+        _, entry, _ = self._reference(path, self.references.dataset, dataset)
+        if entry.mix is None:
+            self.gold = entry.gold
+            self.products["data"] = {"step": self._prepared(dataset, path).key}
+            return
+        inputs: dict[str, Input] = {}
+        for at, part in enumerate(entry.mix):
+            _, own, _ = self._reference(path, self.references.dataset, part.dataset)
+            if own.mix is not None:
+                self._fail(path, f"{dataset} mixes {part.dataset}, which is a mixture itself: name its datasets")
+            inputs[f"data_{at}"] = {"step": self._prepared(part.dataset, path).key}
+            self.gold = own.gold if at == 0 or own.gold == self.gold else None
+        parts = [part.model_dump(exclude_none=True) for part in entry.mix]
+        step = self._step(self.pipelines[MIXTURE], inputs, fixed={"parts": parts}, dataset=dataset, source=None)
+        self.products["data"] = {"step": step.key}
+
+    def _prepared(self, dataset: str, path: YamlPath) -> PlannedStep:
+        """The step that prepares one dataset."""
+        sources, _, params = self._reference(path, self.references.dataset, dataset)
         rule = {**params, **self.point.settings.get(PREP, {})}.get("rule")
         inputs = dict(sources)
         if names_function(rule):
             inputs["rule_plugin"] = self._reference(path, self.references.plugin, rule)
-        self.gold = entry.gold
-        step = self._step(self.pipelines[PREP], inputs, fixed=params, dataset=dataset, source=None)
-        self.products["data"] = {"step": step.key}
+        return self._step(self.pipelines[PREP], inputs, fixed=params, dataset=dataset, source=None)
 
     def _reward(self, pipeline: Pipeline, written: Any) -> Model | None:
         """The reward model of a stage: as written, the one trained in this plan, or the dataset's own."""
@@ -291,7 +307,9 @@ class RunPlanner:
             if resource in brought.makers():
                 made = self._bring(brought.makers()[resource], pipeline, resolved, inputs, seed)
                 inputs |= {role: {"step": made.key}} if made else {}
-        return self.book.make(pipeline, resolved, inputs, seed, functools.partial(self.names.of, pipeline, seed))
+        return self.book.make(
+            pipeline, resolved, inputs, seed, functools.partial(self.names.of, pipeline, seed, dataset)
+        )
 
     def _bring(
         self, maker: Pipeline, taker: Pipeline, resolved: Resolved, taken: dict[str, Input], seed: int | None

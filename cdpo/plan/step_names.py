@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from cdpo.config.values import REWARD
-from cdpo.pipeline import PREP, Pipeline, pipelines
+from cdpo.pipeline import MIXTURE, PREP, Pipeline, pipelines
 from cdpo.plan.graph import PlannedStep
 from cdpo.plan.names import join_name, parameter_parts, safe
 from cdpo.plan.points import Point
@@ -17,13 +17,13 @@ class StepNames:
         """`products`: what its steps have made so far, by resource."""
         self.point, self.products, self.pipelines = point, products, pipelines()
 
-    def of(self, pipeline: Pipeline, seed: int | None, key: str) -> str:
+    def of(self, pipeline: Pipeline, seed: int | None, dataset: str, key: str) -> str:
         """After model, data and parameters; where it is of the data alone, after that."""
         point = self.point
-        if pipeline.name == PREP or pipeline.adds:  # of the data alone
+        if pipeline.name in (PREP, MIXTURE) or pipeline.adds:  # of the data alone
             shown = {name.removeprefix(f"{pipeline.name}."): value for name, value in point.shown.items()}
             own = {name: value for name, value in shown.items() if name in pipeline.params.model_fields}
-            return join_name([safe(point.dataset), *parameter_parts(own if pipeline.adds else {})], key)
+            return join_name([safe(dataset), *parameter_parts(own if pipeline.adds else {})], key)
         parts = [safe(point.model), safe(point.dataset), *parameter_parts(self._shown_for(pipeline))]
         if not pipeline.method:
             parts = [safe(point.method), *parts]

@@ -338,7 +338,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
             "14:23: datasets.f.limit: should be greater than or equal to 1, not 0",
             "14:38: datasets.f.eval_ratio: should be less than 1, not 1.0",
             "15:6: datasets.g: should be a mapping or a name, not 3",
-            "16:6: datasets.h: id or path must say where the rows come from",
+            "16:6: datasets.h: id, path or mix must say where the rows come from",
             "17:10: rewards: should be a mapping from names to entries",
             "18:30: experiments[0].SFT.batch_size: should be greater than or equal to 1, not 0",
             "18:34: experiments[0].sed: unknown key (did you mean 'seed'?)",
