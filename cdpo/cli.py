@@ -214,12 +214,13 @@ def pull(name: str, dataset: bool, config: str | None, to: str | None, configs: 
 @cli.command()
 @click.option("-t", "--tag", required=True)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--keep-hub", is_flag=True, help="Leave what was published.")
 @places
-def clear(tag: str, yes: bool, configs: str | None, store: str | None) -> None:
-    """Delete a tag's runs and the steps that only they have; shows them and asks first."""
+def clear(tag: str, yes: bool, keep_hub: bool, configs: str | None, store: str | None) -> None:
+    """Delete a tag's runs, the steps that only they have, and what was published; shows all of it and asks first."""
     from cdpo.commands.upkeep import clear as run
 
-    run(project_of(configs, store), tag, yes)
+    run(project_of(configs, store), tag, yes, keep_hub)
 
 
 @cli.command()

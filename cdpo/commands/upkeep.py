@@ -13,6 +13,8 @@ from cdpo.plan.estimates import show_size as _size
 from cdpo.project import Project
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from cdpo.store.removal import Removal
 
 
@@ -54,13 +56,19 @@ def _label(project: Project, key: str) -> str:
         return key[:12]
 
 
-def clear(project: Project, tag: str, yes: bool) -> None:
+def clear(project: Project, tag: str, yes: bool, keep_hub: bool) -> None:
+    """A tag's runs, here and on the hub where they were published."""
+    from cdpo.hub.withdraw import published
     from cdpo.store.removal import plan_clear
 
     found = plan_clear(project.store, tag)
     if not found:
         raise CdpoError(f"no run of tag {tag!r} in {project.store.root}; `cdpo results` shows the tags")
-    _delete(project, found, yes)
+    project.hub().use_token()
+    there = [] if keep_hub else published(project.store, tag, click.echo)
+    for each in there:
+        click.echo(f"{'hub':<8} {'':>9}  {each.repo}  ({each.what} of {each.kind} {each.url} carries the tag)")
+    _delete(project, found, yes, [each.remove for each in there])
 
 
 def gc(project: Project, weights: bool, yes: bool) -> None:
@@ -73,8 +81,8 @@ def gc(project: Project, weights: bool, yes: bool) -> None:
     _delete(project, found, yes)
 
 
-def _delete(project: Project, found: "list[Removal]", yes: bool) -> None:
-    """Show what would go, ask, and delete exactly that."""
+def _delete(project: Project, found: "list[Removal]", yes: bool, before: "Sequence[Callable[[], None]]" = ()) -> None:
+    """Show what would go, ask, and delete exactly that; what is elsewhere first, while it is still known here."""
     from cdpo.store.removal import remove
 
     for each in found:
@@ -83,6 +91,8 @@ def _delete(project: Project, found: "list[Removal]", yes: bool) -> None:
     if not yes and not _confirmed():
         click.echo("nothing is deleted")
         return
+    for withdraw in before:
+        withdraw()
     gone = list(remove(project.store, found))
     click.echo(f"deleted {len(gone)} of {len(found)}")
     for each in found:

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 from cdpo.config.canonical import digest
 from cdpo.config.lock import Kind
 from cdpo.errors import CdpoError
-from cdpo.hub.local import CARD
-from cdpo.hub.repos import Files, Published
+from cdpo.hub.repos import CARD, Files, Published, folders_of
 from cdpo.hub.trouble import Trouble
 from cdpo.store import locks
 
@@ -75,6 +74,41 @@ class HuggingFaceHub:
 
         self._insist(add, f"collection {title}")
 
+    def carried(self, kind: Kind, repo: str, tag: str) -> str | None:
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            if kind == "model":
+                branches = [each.name for each in self._api.list_repo_refs(repo, repo_type=kind).branches]
+                if tag not in branches:
+                    return None
+                # what is on `main` was put there by somebody else
+                others = set(branches) - {tag, "main"} or self._files(kind, repo)
+                return "a branch" if others else "the repository"
+            folders = folders_of(self._files(kind, repo))
+            return None if tag not in folders else "the repository" if folders == [tag] else "a folder"
+        except RepositoryNotFoundError:
+            return None
+        except Exception as error:
+            raise CdpoError(f"{kind} {repo}: {Trouble(error, self._api)}") from error
+
+    def remove(self, kind: Kind, repo: str, tag: str, card: Callable[[Sequence[str]], str]) -> None:
+        with self._alone(repo):
+
+            def change() -> None:
+                what = self.carried(kind, repo, tag)
+                if what == "the repository":
+                    self._api.delete_repo(repo, repo_type=kind, missing_ok=True)
+                elif what == "a branch":
+                    self._api.delete_branch(repo, branch=tag, repo_type=kind)
+                elif what == "a folder":
+                    head, there = self._head(kind, repo, "main")
+                    gone = [path for path in there if path.startswith(f"{tag}/")]
+                    text = card(sorted({*there} - {*gone} - {CARD})).encode()
+                    self._commit(kind, repo, "main", head, {CARD: text}, gone)
+
+            self._insist(change, f"{kind} {repo} {tag}")
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _made(self, kind: Kind, name: str) -> str:
@@ -86,6 +120,10 @@ class HuggingFaceHub:
             lambda: self._api.create_repo(repo, repo_type=kind, private=self._private, exist_ok=True), f"{kind} {repo}"
         )
         return repo
+
+    def _files(self, kind: Kind, repo: str) -> list[str]:
+        """Of `main`, but for what the Hub puts there itself."""
+        return [path for path in self._api.list_repo_files(repo, repo_type=kind) if path != ".gitattributes"]
 
     def _head(self, kind: Kind, repo: str, branch: str) -> tuple[str, list[str]]:
         """The newest commit of a branch, and its files."""

@@ -17,11 +17,9 @@ from pathlib import Path
 from cdpo.config.canonical import digest
 from cdpo.config.lock import HubName, Kind
 from cdpo.files import file_sha256, fsync_path, read_json, write_json, write_text
-from cdpo.hub.repos import Files, Published
+from cdpo.hub.repos import CARD, Files, Published, folders_of
 from cdpo.store import locks
 from cdpo.store.names import safe_name
-
-CARD = "README.md"
 
 
 class LocalHub:
@@ -55,6 +53,32 @@ class LocalHub:
             found = read_json(path) if path.exists() else {"title": title, "items": []}
             if item not in found["items"]:
                 write_json(path, {**found, "items": [*found["items"], item]})
+
+    def carried(self, kind: Kind, repo: str, tag: str) -> str | None:
+        place = self._repo(kind, repo)
+        if kind == "model":
+            branches = self.branches(HubName(kind, repo))
+            return None if tag not in branches else "the repository" if branches == [tag] else "a branch"
+        before = self._snapshot(place, "main")
+        folders = folders_of(_files_of(before)) if before else []
+        return None if tag not in folders else "the repository" if folders == [tag] else "a folder"
+
+    def remove(self, kind: Kind, repo: str, tag: str, card: Callable[[Sequence[str]], str]) -> None:
+        place = self._repo(kind, repo)
+        with self._alone(place):
+            what = self.carried(kind, repo, tag)
+            if what == "the repository":
+                shutil.rmtree(place)
+            elif what == "a branch":
+                (place / "refs" / tag).unlink()
+            elif what == "a folder":
+                before = self._snapshot(place, "main")
+                assert before is not None
+                kept = {path: file for path, file in _files_of(before).items() if not path.startswith(f"{tag}/")}
+                text = card(sorted(path for path in kept if path != CARD))
+                self._commit(place, repo.rpartition("/")[2], "main", {**kept, CARD: text.encode()})
+            if what in ("a branch", "a folder"):
+                self._forget_unnamed(place)
 
     def find(self, name: HubName) -> tuple[str, Path] | None:
         """The commit that a branch (or the commit itself) names, and its folder; None where there is no such."""
@@ -96,6 +120,13 @@ class LocalHub:
             shutil.rmtree(gathered, ignore_errors=True)
         write_text(repo / "refs" / branch, commit + "\n")
         return Published(f"{self.owner}/{name}", branch, commit, str(snapshots / commit))
+
+    def _forget_unnamed(self, repo: Path) -> None:
+        """Remove commits that no branch names any more."""
+        named = {path.read_text(encoding="utf-8").strip() for path in (repo / "refs").glob("[!.]*")}
+        for folder in (repo / "snapshots").iterdir():
+            if folder.name not in named:
+                shutil.rmtree(folder)
 
     @contextmanager
     def _alone(self, repo: Path) -> Iterator[None]:

@@ -1,12 +1,13 @@
 """What both kinds of hub do: hold repositories of files, with branches that name commits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from cdpo.config.lock import Kind
 
+CARD = "README.md"
 #: what becomes of a repository's files: path in it -> the file, or its content
 Files = Mapping[str, Path | bytes]
 
@@ -22,6 +23,11 @@ class Published:
     commit: str
     #: what a browser opens, or a folder
     url: str
+
+
+def folders_of(paths: Iterable[str]) -> list[str]:
+    """The outermost folders among the paths of a repository, sorted."""
+    return sorted({path.partition("/")[0] for path in paths if "/" in path})
 
 
 class Hub(Protocol):
@@ -40,3 +46,10 @@ class Hub(Protocol):
 
     def collect(self, title: str, kind: Kind, repo: str) -> None:
         """Put a repository (`owner/name`) into the collection of that title, made where it is not there."""
+
+    def carried(self, kind: Kind, repo: str, tag: str) -> str | None:
+        """What of a repository (`owner/name`) carries a tag, in words: `the repository`, where it holds nothing else,
+        or `a branch`, `a folder`; None where nothing does."""
+
+    def remove(self, kind: Kind, repo: str, tag: str, card: Callable[[Sequence[str]], str]) -> None:
+        """Remove just that. README.md becomes what `card` makes of the other paths, where some are left."""
