@@ -19,7 +19,7 @@ from cdpo.store import Store
 
 Say = Callable[[str], None]
 #: what a plan may differ by where no file does
-NOT_FILES = "cdpo itself, or the records of its runs"
+NOT_FILES = "cdpo itself, the settings of the hub, or the records of its runs"
 
 
 @dataclass

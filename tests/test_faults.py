@@ -53,13 +53,11 @@ NOT_BUILT = {
     19: (("judge", "verdict"), "no judge is asked: EVALGPT has a schema only, and is refused as unavailable"),
     20: (("judge", "verdict"), "no judge is asked"),
     22: (("judge", "verdict"), "no judge is asked"),
-    28: (("push", "upload"), "nothing is uploaded"),
     30: (("viewer", "dashboard"), "there is no viewer"),
 }
 #: what is tested as far as it can happen here, and will want more tests with the part that is to come
 IN_PART = {
     26: (("account", "credential"), "there are no accounts yet; that none are needed is tested"),
-    29: (("push", "upload"), "clear knows this machine's store alone"),
 }
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import run_cdpo, write_project
 from tests.hub.hub_content import fill, folder_files
-from tests.hub.hub_server import WRITER, Hub
+from tests.hub.hub_messages import Refused
+from tests.hub.hub_server import READER, WRITER, Hub
 from tests.hub.test_hub_push import tree
 
 TASKS = """\
@@ -70,6 +71,8 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.mark.slow
+@pytest.mark.fault(28)
+@pytest.mark.fault(29)
 def test_from_own_pairs_to_a_model_in_a_folder_and_on_the_hub(tmp_path: Path, hub: Hub) -> None:
     folder = project(tmp_path / "first", TASKS)
     run_cdpo("execute", cwd=folder)
@@ -96,6 +99,11 @@ def test_from_own_pairs_to_a_model_in_a_folder_and_on_the_hub(tmp_path: Path, hu
     env = hub.environment(tmp_path / "cache", None)
     secret = folder / "configs" / "services" / "huggingface.yaml"
     secret.parent.mkdir()
+    secret.write_text(f"{{kind: huggingface, token: {READER}, organization: lab}}\n")
+    made = sorted(str(path) for path in (folder / ".cdpo/steps").glob("*/*"))
+    refused = run_cdpo("execute", cwd=folder, env=env, check=1).stdout
+    assert "the token may not do that" in refused
+    assert sorted(str(path) for path in (folder / ".cdpo/steps").glob("*/*")) == made
     secret.write_text(f"{{kind: huggingface, token: {WRITER}, organization: lab}}\n")
     done = run_cdpo("execute", "--display", "json", cwd=folder, env=env)
     begun = [event for event in map(json.loads, done.stdout.splitlines()) if event["event"] == "step_started"]
@@ -104,6 +112,12 @@ def test_from_own_pairs_to_a_model_in_a_folder_and_on_the_hub(tmp_path: Path, hu
     third = project(tmp_path / "third", AGAIN.replace("REPO", f"lab/{RUN}@mine"))
     run_cdpo("execute", cwd=third, env=hub.environment(tmp_path / "another cache", WRITER))
     assert [row["response"] for row in responses(third)] == texts
+    # what is taken back is what was published under the tag, there and in the folder
+    shown = run_cdpo("clear", "-t", "mine", "-y", cwd=folder, env=env).stdout
+    assert shown.count("the repository of ") == 4
+    with pytest.raises(Refused):
+        tree(hub, "model", f"lab/{RUN}", "mine")
+    assert not (Path(model["url"]).parents[2] / RUN).exists()
     # the token went nowhere but into the header of requests
     for path in (path for path in folder.rglob("*") if path.is_file() and path != secret):
         assert WRITER.encode() not in path.read_bytes(), path

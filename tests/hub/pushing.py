@@ -1,7 +1,7 @@
 """`python -m tests.hub.pushing`: publishes by cdpo's hub in a process of its own, as a test says it (JSON on stdin).
 
 {"owner", "room", "calls": [["replace", kind, name, branch, {path: text}] | ["put_folder", kind, name, folder, {...}] |
-["collect", title, kind, repo]]}; prints a JSON list of what each call gave, or {"error": ...}.
+["remove", kind, repo, tag] | ["collect", title, kind, repo]]}; prints {"found": what each call gave, "notes"}.
 """
 
 import json
@@ -31,6 +31,9 @@ def main() -> None:
                 kind, name, folder, files = words
                 content = {path: text.encode() for path, text in files.items()}
                 found.append(asdict(hub.put_folder(kind, name, folder, content, lambda paths: "\n".join(paths))))
+            elif call == "remove":
+                found.append(hub.carried(*words))
+                hub.remove(*words, lambda paths: "\n".join(paths))
             else:
                 hub.collect(*words)
                 found.append(None)

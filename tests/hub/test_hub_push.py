@@ -152,6 +152,24 @@ def test_a_full_disk_at_the_other_side_ends_the_push(hub: Hub, tmp_path: Path) -
     assert tree(hub, "model", "ada/run", "tag") == {}
 
 
+@pytest.mark.fault(29)
+def test_what_carries_a_tag_is_taken_back_and_nothing_else(hub: Hub, tmp_path: Path) -> None:
+    calls = [
+        ["replace", "model", "one", "tag1", {"a": "b"}],
+        ["replace", "model", "two", "tag1", {"a": "b"}],
+        ["replace", "model", "two", "tag2", {"a": "b"}],
+        ["put_folder", "dataset", "runs", "tag1", {"eval.parquet": "1"}],
+        ["put_folder", "dataset", "runs", "tag2", {"eval.parquet": "2"}],
+        *[["remove", "model", f"ada/{name}", "tag1"] for name in ("one", "two", "three")],
+        *[["remove", "dataset", "ada/runs", tag] for tag in ("tag1", "tag3", "tag2")],
+    ]
+    found = push(hub, tmp_path, calls)["found"][5:]
+    assert found == ["the repository", "a branch", None, "a folder", None, "the repository"]
+    assert tree(hub, "model", "ada/two", "tag2") == {"a": b"b"}
+    there = sorted(str(path.relative_to(hub.folder / "repos")) for path in (hub.folder / "repos").rglob("*.json"))
+    assert there == ["models/ada/two.json"]
+
+
 def test_collections_hold_every_repository_once(hub: Hub, tmp_path: Path) -> None:
     made = ["replace", "model", "run", "tag", {"a": "b"}]
     push(hub, tmp_path, [made, *[["collect", "My models", "model", "ada/run"]] * 2])
