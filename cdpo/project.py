@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpo.config.devices import Devices, read_devices
-from cdpo.config.hub import LOCAL_OWNER, HubSettings, read_hub
+from cdpo.config.hub import LOCAL_OWNER, HubSettings, read_hub, readable_by_others
 from cdpo.config.lock import HubName, Lock
 from cdpo.errors import CdpoError, UsageError
 from cdpo.files import read_json
@@ -45,9 +45,13 @@ class Project:
             return Devices()
         return read_devices(path)
 
-    def hub(self) -> HubSettings:
-        """Where runs are published."""
-        return read_hub(self.configs)
+    def hub(self, say: Say) -> HubSettings:
+        """Where runs are published; its token is there for the Hub's clients from now on."""
+        settings = read_hub(self.configs)
+        settings.use_token()
+        if (open_file := readable_by_others(self.configs)) is not None:
+            say(f"{open_file} holds a token, and others on this machine may read it: chmod 600 {open_file}")
+        return settings
 
     def plan(self) -> Plan:
         """The plan as the files stand now. Raises ConfigError with everything that is wrong."""
@@ -65,14 +69,14 @@ class Project:
         """
         from cdpo.hub.local import LocalHub
 
-        plan, hub = make(), self.hub()
+        plan, hub = make(), read_hub(self.configs)
         local = LocalHub(hub.root_of(self.store.root), LOCAL_OWNER) if hub.where == "local" else None
         asked: set[HubName] = set()
         # an adapter that is fetched tells which model it is for, which is to be fetched then
         while missing := self._missing(plan) - asked:
             from cdpo.hub.fetch import fetch
 
-            hub.use_token()
+            self.hub(say)
             fetch(Lock.of(self.configs), sorted(missing, key=str), say, local)
             asked |= missing
             plan = make()

@@ -28,8 +28,7 @@ def push(project: Project, tag: str | None, runs: Sequence[str], display: Any) -
     from cdpo.engine.local.engine import LocalEngine
     from cdpo.engine.show.display import make_display
 
-    hub = project.hub()
-    hub.use_token()
+    hub = project.hub(say)
     refs = [ref for ref in project.store.read_refs(tag) if not runs or any(fnmatch(ref["name"], each) for each in runs)]
     plans = [read_json(path) for path in sorted(project.store.plans.glob("[!.]*.json"))]
     pushes = {step["key"] for plan in plans for step in plan["steps"] if step["pipeline"] == PUSH}
@@ -93,8 +92,7 @@ def pull(project: Project, text: str, kind: Kind, config: str | None, to: str | 
 
     if not NAME.match(text):
         raise UsageError(f"{text!r} is not NAMESPACE/NAME or NAMESPACE/NAME@REVISION")
-    hub = project.hub()
-    hub.use_token()
+    hub = project.hub(say)
     name = HubName.parse(kind, text, config)
     local = LocalHub(hub.root_of(project.store.root), LOCAL_OWNER) if hub.where == "local" else None
     # what is pulled by hand moves with its branch, and pins nothing of the project

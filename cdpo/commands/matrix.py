@@ -14,6 +14,7 @@ import click
 
 from cdpo.config.problems import suggest
 from cdpo.errors import UsageError
+from cdpo.pipeline import pipelines
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.names import count
 from cdpo.plan.states import StepState, states, summary
@@ -104,7 +105,8 @@ def execute(
         refuse_unserved(devices, _todo(plan, keys, _states(project, plan)))
     project.keep_current(plan, say, lambda plan: prepare(project, plan, devices, make_display(display)))
     refuse_unfit(project, plan, keys)
-    project.hub().use_token()
+    if any(pipelines()[step.pipeline].online for step in plan.steps.values()):
+        project.hub(say)
     outcome = make_engine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
     if outcome.interrupted:
         asked = [f"--only {shlex.quote(only)}"] if only else []

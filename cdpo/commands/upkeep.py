@@ -64,7 +64,7 @@ def clear(project: Project, tag: str, yes: bool, keep_hub: bool) -> None:
     found = plan_clear(project.store, tag)
     if not found:
         raise CdpoError(f"no run of tag {tag!r} in {project.store.root}; `cdpo results` shows the tags")
-    project.hub().use_token()
+    project.hub(click.echo)
     there = [] if keep_hub else published(project.store, tag, click.echo)
     for each in there:
         click.echo(f"{'hub':<8} {'':>9}  {each.repo}  ({each.what} of {each.kind} {each.url} carries the tag)")
