@@ -1,5 +1,7 @@
 """What `cdpo prep` does beyond planning: prepare the data, and see that the rows fit the models."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +17,13 @@ from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.lengths import lengths_name, room, root_data, root_model
 from cdpo.project import Project
 
+#: seconds between two lines of how far counting is
+SAY_SECONDS = 5.0
 
-def prepare(project: Project, plan: Plan, devices: Devices, display: Display) -> dict[str, Any]:
+
+def prepare(
+    project: Project, plan: Plan, devices: Devices, display: Display, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """Make the datasets of a plan and check every pair of dataset and model; returns what was found, for the plan.
 
     Raises UsageError where a reference is not resolved, data is refused, or rows do not fit a model.
@@ -43,7 +50,7 @@ def prepare(project: Project, plan: Plan, devices: Devices, display: Display) ->
         raise UsageError(f"the data is refused, and nothing was planned:\n{reasons}")
     check_formats(project, plan)
     check_columns(project, plan)
-    return {"lengths": check_lengths(project, plan)}
+    return {"lengths": check_lengths(project, plan, say)}
 
 
 def check_formats(project: Project, plan: Plan) -> None:
@@ -103,7 +110,7 @@ def _data_folder(project: Project, step: PlannedStep) -> Path:
     return folder / "out"
 
 
-def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
+def check_lengths(project: Project, plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     """Token lengths of every dataset under every model that is trained on it or answers its prompts.
 
     Refuses what the steps would refuse hours later. What an earlier plan found for the same data, model and limits is
@@ -121,9 +128,10 @@ def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
         identity = lengths_name(plan, step)
         if identity in found or identity in problems:
             continue
-        if identity not in known:
+        if identity not in known or ("max_length" in step.params and "looks" not in known[identity]):
+            data, model = _data_folder(project, root_data(plan, step)), root_model(plan, step)
             try:
-                known[identity] = _measure(_data_folder(project, root_data(plan, step)), step, root_model(plan, step))
+                known[identity] = _measure(data, step, model, say)
             except StepError as error:
                 problems[identity] = f"{step.pipeline} of {step.name}: {error}"
                 continue
@@ -133,7 +141,7 @@ def check_lengths(project: Project, plan: Plan) -> dict[str, Any]:
     return found
 
 
-def _measure(data: Path, step: PlannedStep, root: Any) -> dict[str, Any]:
+def _measure(data: Path, step: PlannedStep, root: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """What of the step's data fits the model, by split. Raises StepError where too little does."""
     from cdpo.models import build, load_tokenizer
 
@@ -143,24 +151,51 @@ def _measure(data: Path, step: PlannedStep, root: Any) -> dict[str, Any]:
         folder = Path(root.get("folder") or scratch)
         tokenizer = load_tokenizer(folder, template=step.params.get("template"))
         if "max_length" in step.params:
-            return _rows(data, tokenizer, folder, step.params, room(step))
+            return _rows(data, tokenizer, folder, step.params, room(step), say)
         return _prompts(data, tokenizer, folder, step.params)
 
 
-def _rows(data: Path, tokenizer: Any, folder: Path, params: dict[str, Any], behind: int) -> dict[str, Any]:
-    """Prompts with both responses, as training takes them; in the training split with room `behind` the prompt."""
-    from cdpo.data.preflight import usable_rows
+def _rows(
+    data: Path, tokenizer: Any, folder: Path, params: dict[str, Any], behind: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Prompts with both responses, as training takes them; in the training split with room `behind` the prompt. Beside
+    the reports of the splits, `looks` has what a user wants to see before training."""
+    from cdpo.data.looks import end_token, lengths, looks, sample
+    from cdpo.data.measure import measure
+    from cdpo.data.preflight import LengthReport
     from cdpo.data.prepared import SPLITS, read_split
     from cdpo.train.rows import context
 
     longest = context(folder, params["max_length"])
-    reports = {}
-    for split in SPLITS:
-        wanted = behind if split == "train" else 0
-        rows = read_split(data, split)
-        _, report = usable_rows(rows, tokenizer, longest, params["max_dropped"], split, room=wanted)
+    splits = {split: read_split(data, split) for split in SPLITS}
+    reports: dict[str, Any] = {}
+    seen: dict[str, Any] = {**looks(splits), "max_length": longest, "template": params.get("template")}
+    for split, rows in splits.items():
+        tokens = measure(rows, tokenizer, Progress(split, say))
+        report = LengthReport(longest)
+        for each in tokens:
+            report.count(each, behind if split == "train" else 0)
+        report.judge(params["max_dropped"], split)
         reports[split] = report.summary()
-    return reports
+        if split == "train":
+            seen |= {
+                "tokens": lengths(tokens),
+                "dropped": reports[split]["dropped"],
+                "sample": sample(rows[0], tokenizer),
+            }
+    return {**reports, "looks": {**seen, "end_token": end_token(tokenizer)}}
+
+
+class Progress:
+    """Says how far counting is, where it takes long."""
+
+    def __init__(self, split: str, say: Callable[[str], None]) -> None:
+        self.split, self.say, self.last = split, say, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self.last > SAY_SECONDS:
+            self.last = time.monotonic()
+            self.say(f"{self.split}: {done:,} of {total:,} rows counted in tokens")
 
 
 def _prompts(data: Path, tokenizer: Any, folder: Path, params: dict[str, Any]) -> dict[str, Any]:

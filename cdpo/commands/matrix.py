@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cdpo.commands.preflight import preflight_lines, preflight_pages
 from cdpo.config.problems import suggest
 from cdpo.errors import UsageError
+from cdpo.files import write_json
 from cdpo.pipeline import pipelines
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.names import count
@@ -52,11 +54,15 @@ def prep(project: Project, display: Any) -> None:
     project.refuse_takeover(plan)
     devices = project.devices()
     refuse_unserved(devices, plan.steps.values())
-    found = prepare(project, plan, devices, make_display(display))
+    found = prepare(project, plan, devices, make_display(display), say)
     project.freeze(plan, found)
-    for line in [*plan.notes, *_length_lines(plan, found["lengths"])]:
+    for line in plan.notes:
         say(line)
+    pages, place = preflight_pages(plan, found["lengths"]), project.store.root / "preflight" / f"{plan.name}.json"
+    write_json(place, pages)
     if display != "json":
+        for line in preflight_lines(pages, place):
+            click.echo(line)
         click.echo(plan_table(plan, _states(project, plan)))
         obstacles = _obstacles(plan, set(plan.steps))
         if obstacles:
@@ -103,7 +109,7 @@ def execute(
     refuse_unrunnable(plan, keys)
     if any(step.served for step in plan.steps.values()):
         refuse_unserved(devices, _todo(plan, keys, _states(project, plan)))
-    project.keep_current(plan, say, lambda plan: prepare(project, plan, devices, make_display(display)))
+    project.keep_current(plan, say, lambda plan: prepare(project, plan, devices, make_display(display), say))
     refuse_unfit(project, plan, keys)
     if any(pipelines()[step.pipeline].online for step in plan.steps.values()):
         project.hub(say)
@@ -280,17 +286,6 @@ def _shard_lines(devices: "Devices", todo: list[PlannedStep]) -> list[str]:
         if shards != 1:
             parts = "as many shards as can run at once" if shards == "auto" else f"{shards} shards"
             lines.append(f"each {pipeline} step is cut into {parts}, which are joined again")
-    return lines
-
-
-def _length_lines(plan: Plan, lengths: dict[str, Any]) -> list[str]:
-    """One line per dataset and model of which rows are left out."""
-    lines = []
-    for reports in lengths.values():
-        for split, report in reports.items():
-            if report["dropped"]:
-                causes = ", ".join(f"{count} {cause}" for cause, count in report["dropped"].items())
-                lines.append(f"{split}: {causes} of {report['rows']} rows; training leaves them out")
     return lines
 
 

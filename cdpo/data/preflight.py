@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cdpo.data.measure import Tokens
 from cdpo.data.tokens import ControlTokenError, encode
 from cdpo.errors import StepError
 
@@ -23,6 +24,35 @@ class LengthReport:
     dropped: Counter[str] = field(default_factory=Counter)
     #: tokens of the longest prompt and response together, usable or not
     longest: int = 0
+
+    def count(self, tokens: Tokens | None, room: int) -> bool:
+        """Count a row; whether it is usable. A prompt must have `room` for so many tokens behind it."""
+        self.rows += 1
+        if tokens is None:
+            self.dropped[CONTROL_TOKEN] += 1
+            return False
+        self.longest = max(self.longest, tokens.longest)
+        if tokens.longest > self.max_length:
+            self.dropped[TOO_LONG] += 1
+        elif tokens.prompt + room > self.max_length:
+            self.dropped[NO_ROOM] += 1
+        else:
+            return True
+        return False
+
+    def judge(self, max_dropped: float, split: str) -> None:
+        """Raise StepError where more than the share `max_dropped` is unusable, or nothing is left."""
+        unusable = self.dropped.total()
+        if unusable < self.rows and self.share <= max_dropped:
+            return
+        causes = ", ".join(f"{count} {cause}" for cause, count in sorted(self.dropped.items())) or "there are none"
+        raise StepError(
+            f"{unusable} of {self.rows} rows of {split!r} are unusable for this model: {causes} "
+            f"(max_length {self.max_length}, the longest row has {self.longest} tokens); "
+            f"at most {max_dropped:.1%} may be. "
+            f"Raise max_length up to the model's context, choose a model with a longer one, "
+            f"{'lower max_new_tokens, ' if self.dropped[NO_ROOM] else ''}or raise max_dropped"
+        )
 
     @property
     def share(self) -> float:
@@ -60,36 +90,23 @@ def usable_rows(
     report = LengthReport(max_length)
     kept = []
     for row in rows:
-        encoded = _encoded(row, tokenizer, report, room or 0)
-        if encoded is not None:
+        encoded = _encoded(row, tokenizer)
+        if encoded is None:
+            report.count(None, 0)
+            continue
+        tokens = Tokens(*(len(encoded[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")))
+        if report.count(tokens, room or 0):
             kept.append({**encoded, **{name: row[name] for name in carry}})
-    if not kept or report.share > max_dropped:
-        causes = ", ".join(f"{count} {cause}" for cause, count in sorted(report.dropped.items())) or "there are none"
-        raise StepError(
-            f"{report.rows - len(kept)} of {report.rows} rows of {split!r} are unusable for this model: {causes} "
-            f"(max_length {max_length}, the longest row has {report.longest} tokens); "
-            f"at most {max_dropped:.1%} may be. "
-            f"Raise max_length up to the model's context, choose a model with a longer one, "
-            f"{'lower max_new_tokens, ' if report.dropped[NO_ROOM] else ''}or raise max_dropped"
-        )
+    report.judge(max_dropped, split)
     return kept, report
 
 
-def _encoded(row: Mapping[str, Any], tokenizer: Any, report: LengthReport, room: int) -> dict[str, Any] | None:
-    report.rows += 1
+def _encoded(row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any] | None:
+    """A row as token ids; None where a response spells a special token."""
     try:
         prompt_ids, chosen_ids = encode(tokenizer, row["prompt"], row["chosen"])
         rejected_ids = encode(tokenizer, row["prompt"], row["rejected"]).response_ids if row["rejected"] else []
     except ControlTokenError:
-        report.dropped[CONTROL_TOKEN] += 1
-        return None
-    length = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
-    report.longest = max(report.longest, length)
-    if length > report.max_length:
-        report.dropped[TOO_LONG] += 1
-        return None
-    if len(prompt_ids) + room > report.max_length:
-        report.dropped[NO_ROOM] += 1
         return None
     return {
         "prompt_id": row["prompt_id"],

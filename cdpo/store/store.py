@@ -1,6 +1,7 @@
 """The store: finished steps, work in progress, and which steps make up a run. The files are the truth.
 
 plans/<name>.json                          frozen plans
+preflight/<name>.json                      what `cdpo prep` saw of the data
 steps/<PIPELINE>/<name>-<key12>/           immutable; exists == complete
 work/<key>/                                in progress, or failed
 refs/<tag>/<run>.json                      which steps make up a run

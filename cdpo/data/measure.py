@@ -1,0 +1,80 @@
+"""How many tokens every row has under a model's tokenizer, counted on all cores."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cdpo.data.tokens import ControlTokenError, encode, encode_prompt
+
+#: fewer rows are counted sooner than processes are started
+WORTH_PROCESSES = 2000
+#: rows that a process counts between two words to the one that waits
+PART = 500
+
+Row = Mapping[str, Any]
+
+
+class Tokens(NamedTuple):
+    """Of one row; a response's end token is counted. None for a response that the row does not have."""
+
+    prompt: int
+    chosen: int | None
+    rejected: int | None
+
+    @property
+    def longest(self) -> int:
+        return self.prompt + max(self.chosen or 0, self.rejected or 0)
+
+
+def measure(
+    rows: Sequence[Row], tokenizer: Any, tell: Callable[[int, int], None] = lambda done, total: None
+) -> list[Tokens | None]:
+    """Of every row, in their order; None for one whose response spells a special token. `tell` hears (done, total)."""
+    processes = len(os.sched_getaffinity(0))
+    if processes == 1 or len(rows) < WORTH_PROCESSES:
+        return [_tokens(row, tokenizer) for row in rows]
+    found: list[Tokens | None] = []
+    for part in _on_all_cores(rows, tokenizer, processes):
+        found += part
+        tell(len(found), len(rows))
+    return found
+
+
+def _on_all_cores(rows: Sequence[Row], tokenizer: Any, processes: int) -> Iterator[list[Tokens | None]]:
+    # Forked, so that the rows and the tokenizer are there already; nothing else than these is used in the children.
+    _shared.clear()
+    _shared.extend((rows, tokenizer))
+    try:
+        with multiprocessing.get_context("fork").Pool(processes, _begin) as pool:
+            yield from pool.imap(_part, range(0, len(rows), PART))
+    finally:
+        _shared.clear()
+
+
+#: the rows and the tokenizer, where a forked process finds them
+_shared: list[Any] = []
+
+
+def _begin() -> None:
+    # an interruption is its parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _part(begin: int) -> list[Tokens | None]:
+    rows, tokenizer = _shared
+    return [_tokens(row, tokenizer) for row in rows[begin : begin + PART]]
+
+
+def _tokens(row: Row, tokenizer: Any) -> Tokens | None:
+    if row["chosen"] is None:
+        return Tokens(len(encode_prompt(tokenizer, row["prompt"])), None, None)
+    try:
+        prompt, chosen = encode(tokenizer, row["prompt"], row["chosen"])
+        rejected = len(encode(tokenizer, row["prompt"], row["rejected"]).response_ids) if row["rejected"] else None
+    except ControlTokenError:
+        return None
+    return Tokens(len(prompt), len(chosen), rejected)
