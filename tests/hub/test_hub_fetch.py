@@ -14,10 +14,10 @@ from tests.hub.hub_server import OTHER, READER, Hub
 
 TASKS = """\
 tag: hub
-pipelines: [SFT, GEN]
+pipelines: [GEN]
 model: [lab/small]
 dataset: [rows]
-tasks: [{pipeline: SFT, max_steps: 2, batch_size: 4}]
+tasks: [{pipeline: BASE}]
 GEN: {max_new_tokens: 4, limit: 4}
 """
 
@@ -68,7 +68,7 @@ def place(tmp_path: Path, tiny_files: dict[str, bytes]) -> Iterator[Place]:
         yield Place(hub, folder, tmp_path / "cache")
 
 
-def test_a_model_and_a_dataset_of_the_hub_are_pinned_fetched_and_trained_on(place: Place) -> None:
+def test_a_model_and_a_dataset_of_the_hub_are_pinned_fetched_and_used(place: Place) -> None:
     assert "is on the Hub and not resolved" in place.cdpo("plan")
     said = place.cdpo("prep")
     assert "looking up model lab/small@main" in said
@@ -87,6 +87,7 @@ def test_a_model_and_a_dataset_of_the_hub_are_pinned_fetched_and_trained_on(plac
     assert {step["state"] for step in place.plan()["steps"]} == {"cached"}
 
 
+@pytest.mark.slow
 def test_the_lock_gives_the_same_keys_on_another_machine(place: Place, tmp_path: Path) -> None:
     place.cdpo("prep")
     keys = {step["key"] for step in place.plan()["steps"]}
@@ -106,6 +107,7 @@ def test_what_is_not_in_the_cache_is_named_when_offline(place: Place) -> None:
     assert not (place.folder / "configs" / "hub.lock.json").exists()
 
 
+@pytest.mark.slow
 def test_a_revision_and_a_split_are_chosen(place: Place) -> None:
     commit = fill(place.hub, "datasets", "lab/rows", {"train.jsonl": rows(40, "old")}, branch="v1")
     table = "rows: {id: lab/rows@v1, rule: preference, split: train, eval_split: test}\n"
@@ -142,6 +144,7 @@ def test_all_that_cannot_be_had_is_said_at_once(place: Place, tiny_files: dict[s
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_private_model_is_read_with_its_owners_token(place: Place, tiny_files: dict[str, bytes]) -> None:
     fill(place.hub, "models", "lab/secret", tiny_files, visibility="private")
     write_project(
@@ -152,6 +155,7 @@ def test_a_private_model_is_read_with_its_owners_token(place: Place, tiny_files:
     assert READER.encode() not in everything
 
 
+@pytest.mark.slow
 def test_a_download_that_was_cut_is_gone_on_with(place: Place) -> None:
     fault = place.hub.faults.add("cut-answer", "GET", r"resolve/[0-9a-f]+/model.safetensors", times=20)
     said = place.cdpo("prep", check=2)
@@ -161,6 +165,7 @@ def test_a_download_that_was_cut_is_gone_on_with(place: Place) -> None:
     place.cdpo("prep")
 
 
+@pytest.mark.slow
 def test_a_dataset_made_by_a_program_is_read_from_its_parquet_conversion(place: Place, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -103,6 +103,7 @@ def test_large_files_come_in_parts(tmp_path: Path) -> None:
     assert list((hub.folder / "parts").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_datasets_are_pushed_and_loaded(hub: Hub, tmp_path: Path) -> None:
     run_client(hub, tmp_path, "rows", module="hub_libraries")
     ranges = [request for request in hub.requests if request.header("range")]
@@ -110,6 +111,7 @@ def test_datasets_are_pushed_and_loaded(hub: Hub, tmp_path: Path) -> None:
     assert ranges
 
 
+@pytest.mark.slow
 def test_models_and_adapters_are_pushed_and_loaded(hub: Hub, tmp_path: Path) -> None:
     run_client(hub, tmp_path, "models", module="hub_libraries")
 
