@@ -208,6 +208,17 @@ def pull(name: str, dataset: bool, config: str | None, to: str | None, configs: 
     run(project_of(configs, store), name, "dataset" if dataset else "model", config, to)
 
 
+@cli.command()
+@click.argument("name")
+@click.option("--to", metavar="DIR", required=True, help="Where the project is written.")
+@places
+def reproduce(name: str, to: str, configs: str | None, store: str | None) -> None:
+    """Write the project that makes a published NAME (`owner/run@tag`, or a folder) again, and compare what it made."""
+    from cdpo.commands.reproduce import reproduce as run
+
+    sys.exit(run(project_of(configs, store), name, to))
+
+
 # -- upkeep -------------------------------------------------------------------------------------------------------
 
 

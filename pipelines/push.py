@@ -9,6 +9,7 @@ out/pushed.json: a list of {kind, repo, branch, commit, url}.
 What was published stays in the store too. A step that was killed is made again, and sends what is not there yet.
 """
 
+import json
 from typing import Any, Literal
 
 from pydantic import Field
@@ -56,21 +57,23 @@ def run(step: Step) -> dict[str, Any]:
     from cdpo.hub.contents import evaluation_files, model_files
     from cdpo.hub.lineage import Lineage
     from cdpo.hub.open import open_hub
+    from cdpo.hub.recipe import RECIPE, recipe_of
     from cdpo.store import Store
 
     params = PUSHParams(**step.params)
     store = Store(step.work.parent.parent)
     hub = open_hub(params, store, step.note)
     lineage = Lineage.of(store, step, params.run, params.tag)
+    recipe = (json.dumps(recipe_of(lineage), indent=1) + "\n").encode()
     made = []
     if step.has("model"):
         files, base = model_files(step)
-        files["README.md"] = model_card(lineage, base).encode()
+        files |= {"README.md": model_card(lineage, base).encode(), RECIPE: recipe}
         step.note(f"publishing the model {params.model_repo}@{params.tag} ({params.hub})")
         made.append(("model", hub.replace("model", params.model_repo, params.tag, files)))
     if step.has("responses"):
         files = evaluation_files(step)
-        files["README.md"] = evaluation_card(lineage).encode()
+        files |= {"README.md": evaluation_card(lineage).encode(), RECIPE: recipe}
         step.note(f"publishing the evaluation {params.evaluation_repo}, config {params.tag} ({params.hub})")
         published = hub.put_folder("dataset", params.evaluation_repo, params.tag, files, index_card(params.run))
         made.append(("dataset", published))

@@ -9,7 +9,10 @@
 Nothing of it is hashed into the key of a step but where a PUSH step publishes to.
 """
 
+import hashlib
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +26,9 @@ from cdpo.config.yaml_reader import read_yaml
 SERVICE = "services/huggingface.yaml"
 #: who owns what is published to a folder, where no organization is named
 LOCAL_OWNER = "local"
+
+#: characters of a repository's name on the Hub
+MOST = 96
 
 Part = Annotated[str, StringConstraints(pattern=r"^[\w.-]*$", max_length=40)]
 
@@ -68,8 +74,8 @@ class HubSettings(Params):
             "hub": self.where,
             "owner": self.owner,
             "root": self.root if self.where == "local" else None,
-            "model_repo": self.prefix.models + run,
-            "evaluation_repo": self.prefix.evaluations + run,
+            "model_repo": repo_name(self.prefix.models + run),
+            "evaluation_repo": repo_name(self.prefix.evaluations + run),
             "collections": self.collections.model_dump(),
             "private": self.private,
         }
@@ -83,17 +89,37 @@ class HubSettings(Params):
             os.environ.setdefault("HF_TOKEN", self.token.get_secret_value())
 
 
+def repo_name(text: str) -> str:
+    """`text` as the Hub takes it for a repository: ASCII letters, digits and `_ . -`, no two of the last in a row, at
+    most 96. What had to be changed ends in a hash of what it was, so that no two runs share a name.
+
+    >>> repo_name("DPO_beta0.1_s0"), repo_name("DPO_a+b_s0")
+    ('DPO_beta0.1_s0', 'DPO_a-b_s0-81d401d1')
+    """
+    safe = re.sub(r"[-.]{2,}", "-", re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)).strip("-.").removesuffix(".git")
+    if safe and safe == text and len(text) <= MOST:
+        return text
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{safe[: MOST - len(mark) - 1].rstrip('-.') or 'run'}-{mark}"
+
+
 def read_hub(configs: Path) -> HubSettings:
     """The settings, or the defaults where there is no such file. Raises ConfigError, which shows no secret."""
     path = configs / SERVICE
     if not path.exists():
         return HubSettings()
-    document = read_yaml(path, may_be_empty=True)
-    if document is None:
-        return HubSettings()
-    found, problems = checked(HubSettings, document.value, document, ())
-    if problems or found is None:
-        raise ConfigError(problems)
+    try:
+        document = read_yaml(path, may_be_empty=True)
+        found, problems = (
+            (HubSettings(), []) if document is None else checked(HubSettings, document.value, document, ())
+        )
+    except ConfigError as error:
+        found, problems = None, error.problems
+    if found is None or problems:
+        # what stands there is not shown: it may be the token
+        raise ConfigError(
+            replace(each, message=each.message.partition(", not ")[0], secret=True) for each in problems
+        ) from None
     settings: HubSettings = found
     return settings
 

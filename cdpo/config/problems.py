@@ -22,6 +22,8 @@ class Problem:
     col: int
     path: YamlPath
     message: str
+    #: True where the line may hold a secret, so that it is not shown
+    secret: bool = False
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}:{self.col}: {show_path(self.path)}"
@@ -71,6 +73,8 @@ def _one_line(text: str) -> str:
 
 def _with_source(problem: Problem, sources: dict[str, list[str]]) -> str:
     """The problem with its line and a caret; `sources` keeps the lines of files that were read before."""
+    if problem.secret:
+        return str(problem)
     if problem.file not in sources:
         try:
             sources[problem.file] = Path(problem.file).read_text(encoding="utf-8").splitlines()

@@ -151,9 +151,9 @@ class References:
             if entry.eval_split is not None:
                 inputs["source_eval"] = self._hub_files(entry, entry.eval_split)
             if entry.path is not None:
-                inputs["source"] = self._data_files(entry.path)
+                inputs["source"] = self.data_files(entry.path)
             if entry.eval_path is not None:
-                inputs["source_eval"] = self._data_files(entry.eval_path)
+                inputs["source_eval"] = self.data_files(entry.eval_path)
             self._cache["dataset", name] = (inputs, entry, params)
         inputs, entry, params = self._cache["dataset", name]
         return inputs, entry, params
@@ -165,7 +165,8 @@ class References:
         except NoSplit as error:
             raise UnknownReference(str(error)) from None
 
-    def _data_files(self, text: str) -> Input:
+    def data_files(self, text: str) -> Input:
+        """The data files that a path or glob stands for. Raises UnknownReference."""
         found: list[Path] = []
         for path in self._find(text):
             inside = _data_inside(path) if path.is_dir() else [path]

@@ -1,0 +1,133 @@
+"""reproduce: from what was published to a project that makes it again, and how near that comes."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import yaml
+
+from cdpo.commands.matrix import say
+from cdpo.config.hub import LOCAL_OWNER
+from cdpo.config.lock import LOCK, NAME, HubName, Lock
+from cdpo.errors import CdpoError, UsageError
+from cdpo.files import read_json, write_text
+from cdpo.hub.recipe import RECIPE, Retold
+from cdpo.plan.references import References
+from cdpo.project import Project
+
+
+def reproduce(project: Project, name: str, to: str) -> int:
+    """Write the project that makes `name` again into the folder `to`, or compare what that made; returns the exit code.
+
+    `name`: a published model (`owner/run@tag`), or a folder that holds a cdpo.json.
+    """
+    recipe = find_recipe(project, name)
+    again = Project.at(str(Path(to) / "configs"), str(Path(to) / ".cdpo"), None)
+    if again.tasks.exists():
+        return compare(again, recipe)
+    retold = Retold(recipe)
+    text = yaml.safe_dump(retold.tasks(), sort_keys=False, allow_unicode=True, width=1000)
+    head = f"# {recipe['run']}, tag {recipe['tag']}, as cdpo {recipe['cdpo']} made it; from {name}\n"
+    write_text(again.tasks, head + text)
+    if (lock := project.configs / LOCK).exists():
+        shutil.copyfile(lock, again.configs / LOCK)
+    click.echo(f"written {again.tasks}")
+    missing = _missing(again, retold)
+    for each in missing:
+        click.echo(f"cannot be had: {each}")
+    if missing:
+        click.echo(f"put them into {to}, and call this again with the same --to")
+        return 1
+    return compare(again, recipe)
+
+
+def find_recipe(project: Project, name: str) -> dict[str, Any]:
+    """What was published beside a model. Raises CdpoError where there is none."""
+    place = Path(name)
+    if not place.is_dir():
+        if not NAME.match(name):
+            raise UsageError(f"{name!r} is neither a folder nor NAMESPACE/NAME@TAG")
+        place = _fetched(project, HubName.parse("model", name))
+    for path in (place / RECIPE, place / "out" / RECIPE):
+        if path.exists():
+            found: dict[str, Any] = read_json(path)
+            return found
+    raise CdpoError(f"{place} holds no {RECIPE}: it was not published by this or a later release of cdpo")
+
+
+def _fetched(project: Project, name: HubName) -> Path:
+    from cdpo.hub.fetch import fetch
+    from cdpo.hub.local import LocalHub
+    from cdpo.plan.on_hub import found
+
+    hub = project.hub(say)
+    local = LocalHub(hub.root_of(project.store.root), LOCAL_OWNER) if hub.where == "local" else None
+    with TemporaryDirectory() as scratch:
+        lock = Lock(Path(scratch) / LOCK)
+        fetch(lock, [name], say, local)
+    _, folder = found(lock, name)
+    if folder is None:
+        raise CdpoError(f"{name}: its files are gone again; call this once more")
+    return folder
+
+
+def _missing(again: Project, retold: Retold) -> list[str]:
+    """Files and folders of the recipe's maker that are not here, or are not the same."""
+    found = []
+    references = References(again_tables(again), again.tasks.resolve().parent)
+    for name, sha256 in retold.local.items():
+        try:
+            if name.endswith(".py"):
+                continue  # the function counts with its file: told by the keys
+            given = references.data_files(f"./{name}") if "." in name else references.model(f"./{name}")[0]
+        except ValueError:
+            found.append(f"{name}, sha256 {sha256}: no such file in {again.configs.parent}")
+            continue
+        if given["sha256"] != sha256:
+            found.append(f"{name}: the one here has other content (sha256 {given['sha256']}, not {sha256})")
+    return found
+
+
+def again_tables(again: Project) -> Any:
+    from cdpo.config.tables import read_tables
+
+    return read_tables(again.configs)
+
+
+def compare(again: Project, recipe: Mapping[str, Any]) -> int:
+    """Say which steps have the keys that were published, and, once they are made, how near the figures come."""
+    plan = again.fetched(again.plan, say)
+    keys = {step.key for step in plan.steps.values()}
+    same = True
+    for step in recipe["steps"]:
+        there = step["key"] in keys
+        same &= there
+        click.echo(f"{'same key' if there else 'OTHER KEY':<10} {step['pipeline']:<18} {step['key'][:12]}")
+    if not same:
+        versions = f"this is cdpo {_version()}, and {recipe['cdpo']} made it"
+        click.echo(f"not the same steps: a file differs, or a default has changed ({versions})")
+        return 1
+    refs = [ref for ref in again.store.read_refs(recipe["tag"]) if ref["name"] == recipe["run"]]
+    made = again.store.finished()
+    if not refs or any(step["key"][:12] not in made for step in recipe["steps"]):
+        click.echo(f"next: cd {again.configs.parent} && cdpo execute, then this again")
+        return 0
+    from cdpo.report.collect import collect_run
+
+    now = collect_run(again.store, refs[0])["metrics"]
+    click.echo(f"\n{'metric':<24} {'published':>12} {'rebuilt':>12}")
+    for name, value in recipe["metrics"].items():
+        mine = now.get(name)
+        shown = "none" if mine is None else f"{mine['mean']:.6f}"
+        equal = mine is not None and mine["mean"] == value["mean"]
+        click.echo(f"{name:<24} {value['mean']:>12.6f} {shown:>12} {'' if equal else '  differs'}".rstrip())
+    return 0
+
+
+def _version() -> str:
+    from cdpo import __version__
+
+    return __version__
