@@ -12,6 +12,7 @@ import yaml
 from cdpo.commands.matrix import say
 from cdpo.config.hub import LOCAL_OWNER
 from cdpo.config.lock import LOCK, NAME, HubName, Lock
+from cdpo.config.tables import read_tables
 from cdpo.errors import CdpoError, UsageError
 from cdpo.files import read_json, write_text
 from cdpo.hub.recipe import RECIPE, Retold
@@ -77,11 +78,14 @@ def _fetched(project: Project, name: HubName) -> Path:
 def _missing(again: Project, retold: Retold) -> list[str]:
     """Files and folders of the recipe's maker that are not here, or are not the same."""
     found = []
-    references = References(again_tables(again), again.tasks.resolve().parent)
+    references = References(read_tables(again.configs), again.tasks.resolve().parent)
     for name, sha256 in retold.local.items():
+        if name.endswith(".py"):
+            # that it is the same is told by the keys, in which it counts with the function's name
+            if not (again.configs.parent / name).exists():
+                found.append(f"{name}: the maker's own program; no such file in {again.configs.parent}")
+            continue
         try:
-            if name.endswith(".py"):
-                continue  # the function counts with its file: told by the keys
             given = references.data_files(f"./{name}") if "." in name else references.model(f"./{name}")[0]
         except ValueError:
             found.append(f"{name}, sha256 {sha256}: no such file in {again.configs.parent}")
@@ -89,12 +93,6 @@ def _missing(again: Project, retold: Retold) -> list[str]:
         if given["sha256"] != sha256:
             found.append(f"{name}: the one here has other content (sha256 {given['sha256']}, not {sha256})")
     return found
-
-
-def again_tables(again: Project) -> Any:
-    from cdpo.config.tables import read_tables
-
-    return read_tables(again.configs)
 
 
 def compare(again: Project, recipe: Mapping[str, Any]) -> int:
@@ -110,9 +108,10 @@ def compare(again: Project, recipe: Mapping[str, Any]) -> int:
         versions = f"this is cdpo {_version()}, and {recipe['cdpo']} made it"
         click.echo(f"not the same steps: a file differs, or a default has changed ({versions})")
         return 1
-    refs = [ref for ref in again.store.read_refs(recipe["tag"]) if ref["name"] == recipe["run"]]
-    made = again.store.finished()
-    if not refs or any(step["key"][:12] not in made for step in recipe["steps"]):
+    published = {step["key"] for step in recipe["steps"]}
+    # its name may carry more: every value is written now
+    refs = [ref for ref in again.store.read_refs(recipe["tag"]) if published <= {*ref["steps"]}]
+    if not refs or any(again.store.find(key) is None for key in published):
         click.echo(f"next: cd {again.configs.parent} && cdpo execute, then this again")
         return 0
     from cdpo.report.collect import collect_run

@@ -135,7 +135,8 @@ class Retold:
         given = step["inputs"].get("model")
         if given is None or "step" in given:
             return
-        entry = self._entry(step["inputs"].get("model_adapter", given))
+        adapter = step["inputs"].get("model_adapter", {})
+        entry = self._entry(adapter if "hub" in adapter else given)
         if self.models.setdefault(self.recipe["model"], entry) != entry:
             raise CdpoError(f"{self.recipe['run']} is made of several models, which no tasks file is written for yet")
 

@@ -33,6 +33,7 @@ dataset: [./pairs.jsonl]
 tasks: [{pipeline: BASE}]
 GEN: {max_new_tokens: 4}
 """
+REWARD = "def score(prompts, responses):\n    return [float(len(each)) for each in responses]\n"
 RUN = "SFT_tiny_pairs.jsonl_max_steps2_batch_size4_s0"
 
 
@@ -43,9 +44,7 @@ def project(folder: Path, tasks: str) -> Path:
         {"prompt": f"Name {at} red fruits", "chosen": f"apple and cherry {at}", "rejected": "no"} for at in range(50)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "my.py").write_text(
-        "def score(prompts, responses):\n    return [float(len(each)) for each in responses]\n"
-    )
+    (folder / "my.py").write_text(REWARD)
     return folder
 
 
@@ -108,10 +107,29 @@ def test_from_own_pairs_to_a_model_in_a_folder_and_on_the_hub(tmp_path: Path, hu
     done = run_cdpo("execute", "--display", "json", cwd=folder, env=env)
     begun = [event for event in map(json.loads, done.stdout.splitlines()) if event["event"] == "step_started"]
     assert [event["pipeline"] for event in begun] == ["PUSH"]
-    assert tree(hub, "dataset", f"lab/{RUN}", "main").keys() == {"README.md", "mine/README.md", "mine/eval.parquet"}
+    names = {"README.md", "mine/README.md", "mine/cdpo.json", "mine/eval.parquet"}
+    assert tree(hub, "dataset", f"lab/{RUN}", "main").keys() == names
     third = project(tmp_path / "third", AGAIN.replace("REPO", f"lab/{RUN}@mine"))
     run_cdpo("execute", cwd=third, env=hub.environment(tmp_path / "another cache", WRITER))
     assert [row["response"] for row in responses(third)] == texts
+    # what was published tells how to make it again, and what only its maker has
+    again = tmp_path / "again"
+    words = ("reproduce", f"lab/{RUN}@mine", "--to", again)
+    env_read = hub.environment(tmp_path / "another cache", WRITER)
+    said = run_cdpo(*words, cwd=tmp_path, env=env_read, check=1).stdout
+    assert "cannot be had: pairs.jsonl, sha256 " in said
+    assert "cannot be had: my.py" in said
+    for name in ("pairs.jsonl", "my.py"):
+        (again / name).write_bytes((folder / name).read_bytes())
+    said = run_cdpo(*words, cwd=tmp_path, env=env_read).stdout
+    assert said.count("same key") == 5
+    assert "OTHER KEY" not in said
+    run_cdpo("execute", cwd=again)
+    figures = run_cdpo(*words, cwd=tmp_path, env=env_read).stdout
+    assert "reward/mean" in figures
+    assert "differs" not in figures
+    (again / "my.py").write_text(REWARD.replace("len(each)", "2 * len(each)"))
+    assert "OTHER KEY  EVALREWARD" in run_cdpo(*words, cwd=tmp_path, env=env_read, check=1).stdout
     # what is taken back is what was published under the tag, there and in the folder
     shown = run_cdpo("clear", "-t", "mine", "-y", cwd=folder, env=env).stdout
     assert shown.count("the repository of ") == 4
