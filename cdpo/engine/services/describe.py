@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdpo.config.canonical import digest
 from cdpo.errors import UsageError
+from cdpo.pipeline import pipelines
 from cdpo.step import Device
 from cdpo.store import Store
 
@@ -40,8 +41,10 @@ ASKING = ("concurrency", "timeout_seconds", "retries", "api_key")
 
 
 def own_processes(devices: "Devices", step: "PlannedStep") -> int:
-    """Processes of a step, one for each GPU where there are any; 0 where a server has the GPUs."""
-    return 0 if step.served else devices.of(step.pipeline).processes
+    """Processes of a step, one for each GPU where there are any; 0 where a server has the GPUs, and where nothing is
+    computed (a GPU is not to wait for an upload)."""
+    known = pipelines().get(step.pipeline)
+    return 0 if step.served or (known is not None and known.online) else devices.of(step.pipeline).processes
 
 
 def served_device(
