@@ -79,7 +79,7 @@ def label(project: Project, asked: Labelling, display: Any) -> int:
         raise UsageError("--split and --process_all_splits: give one of them")
     tables = read_tables(project.configs)
     source = find_source(project, tables, asked)
-    plan = plan_labels(project, tables, asked, source)
+    plan = project.fetched(lambda: plan_labels(project, read_tables(project.configs), asked, source), say)
     refuse_unrunnable(plan, None)
     key = plan.runs[0].steps[-1]
     if _taken(asked.folder) and project.store.find(key) is None:
@@ -118,8 +118,8 @@ def find_source(project: Project, tables: Tables, asked: Labelling) -> Source:
         inputs, _, _ = References(tables, project.configs).dataset(asked.run_name)
     except UnknownReference as error:
         raise UsageError(f"{neither}: {error}") from None
-    if any("hub" in given for given in inputs.values()):
-        raise UsageError(f"{neither} on this machine; evaluations and datasets on the Hub come with a later release")
+    if asked.tag is not None and any("hub" in given for given in inputs.values()):
+        raise UsageError(f"{neither} on this machine; a dataset of the Hub has no tag")
     return Source(asked.run_name)
 
 
