@@ -11,6 +11,8 @@ from cdpo.plan.lengths import lengths_name, root_data
 MOST = 4
 #: a share of pairs with the longer response chosen that is worth a word
 BIASED = 0.65
+#: and a share of unknown tokens
+UNKNOWN = 0.01
 
 
 def preflight_pages(plan: Plan, found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -48,6 +50,12 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
         if (values := tokens[name]) is not None
     )
     yield f"  tokens (median, 95 %, longest): {spread}; at most {page['max_length']}"
+    if tokens["unknown"] > UNKNOWN:
+        share = f"{tokens['unknown']:.0%}"
+        yield (
+            f"  WARNING: {share} of the tokens stand for text that this model's tokenizer does not know: nothing can be "
+            "learned of it, whatever the figures say. Take another model for this data"
+        )
     if page["dropped"]:
         causes = ", ".join(f"{count} {cause}" for cause, count in page["dropped"].items())
         share = sum(page["dropped"].values()) / page["rows"]["train"]

@@ -44,7 +44,7 @@ def _content(turn: Any) -> str:
 def lengths(tokens: Sequence[Tokens | None]) -> dict[str, Any]:
     """Of rows in tokens: {"prompt", "response", "row": [median, 95th percentile, longest]}, and for pairs
     {"chosen_longer": the share of pairs, among those that differ in length, whose chosen response is the longer one;
-    "differ": how many do}."""
+    "differ": how many do}; "unknown": the share of all tokens that stand for text which the tokenizer does not know."""
     known = [each for each in tokens if each is not None]
     responses = [side for each in known for side in (each.chosen, each.rejected) if side is not None]
     found: dict[str, Any] = {"prompt": _spread([each.prompt for each in known])}
@@ -53,7 +53,8 @@ def lengths(tokens: Sequence[Tokens | None]) -> dict[str, Any]:
     differ = [each for each in known if each.rejected is not None and each.chosen != each.rejected]
     longer = sum((each.chosen or 0) > (each.rejected or 0) for each in differ)
     found |= {"chosen_longer": longer / len(differ) if differ else None, "differ": len(differ)}
-    return found
+    total = sum(each.prompt + (each.chosen or 0) + (each.rejected or 0) for each in known)
+    return {**found, "unknown": sum(each.unknown for each in known) / total if total else 0.0}
 
 
 def _spread(counts: Sequence[int]) -> list[int] | None:

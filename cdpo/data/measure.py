@@ -22,6 +22,8 @@ class Tokens(NamedTuple):
     prompt: int
     chosen: int | None
     rejected: int | None
+    #: of all these, those that stand for text which the tokenizer does not know
+    unknown: int = 0
 
     @property
     def longest(self) -> int:
@@ -70,11 +72,22 @@ def _part(begin: int) -> list[Tokens | None]:
 
 
 def _tokens(row: Row, tokenizer: Any) -> Tokens | None:
-    if row["chosen"] is None:
-        return Tokens(len(encode_prompt(tokenizer, row["prompt"])), None, None)
+    sides = [row[name] for name in ("chosen", "rejected")]
     try:
-        prompt, chosen = encode(tokenizer, row["prompt"], row["chosen"])
-        rejected = len(encode(tokenizer, row["prompt"], row["rejected"]).response_ids) if row["rejected"] else None
+        found = [encode(tokenizer, row["prompt"], side) for side in sides if side is not None]
     except ControlTokenError:
         return None
-    return Tokens(len(prompt), len(chosen), rejected)
+    prompt = found[0].prompt_ids if found else encode_prompt(tokenizer, row["prompt"])
+    responses = iter(each.response_ids for each in found)
+    ids = [next(responses) if side is not None else None for side in sides]
+    unknown = _unknown_id(tokenizer)
+    count = 0 if unknown is None else sum(each.count(unknown) for each in (prompt, *ids) if each is not None)
+    chosen, rejected = (None if each is None else len(each) for each in ids)
+    return Tokens(len(prompt), chosen, rejected, count)
+
+
+def _unknown_id(tokenizer: Any) -> int | None:
+    """The token for text that the tokenizer does not know; None where it has none, or where it means something else."""
+    others = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    found: int | None = tokenizer.unk_token_id
+    return None if found in others else found

@@ -49,7 +49,9 @@ def test_lengths_are_percentiles_and_bias_is_among_pairs_that_differ() -> None:
         "row": [3, 3, 3],
         "chosen_longer": None,
         "differ": 0,
+        "unknown": 0.0,
     }
+    assert lengths([Tokens(3, 4, 5, 3), Tokens(4, 4, 4, 0)])["unknown"] == 3 / 24
 
 
 def test_a_sample_shows_what_is_learned(tiny_tokenizer: Any) -> None:
@@ -73,7 +75,9 @@ def test_all_cores_count_what_one_does_and_what_training_does(tiny_tokenizer: An
     assert told[-1] == (703, 703)
     assert len(told) == 8
     kept, report = usable_rows(rows[:700], tiny_tokenizer, 1000, 0.0)
-    assert [Tokens(*(len(each[f"{name}_ids"]) for name in Tokens._fields)) for each in kept] == alone[:700]
+    assert [Tokens(*(len(each[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected"))) for each in kept] == alone[
+        :700
+    ]
     assert report.longest == max(each.longest for each in alone[:700] if each)
     prompt = len(encode_prompt(tiny_tokenizer, [user("owl")]))
     assert alone[700:] == [None, Tokens(prompt, None, None), Tokens(prompt, 2, None)]
@@ -101,6 +105,8 @@ def test_prep_shows_the_page_and_keeps_it(tmp_path: Path) -> None:
         "longer than max_length",
         "the chosen response is the longer one in 100% of",
         "a policy may learn length in place of quality",
+        "WARNING: ",
+        "of the tokens stand for text that this model's tokenizer does not know",
         "1 rows are there more than once",
         "a response ends with <|end|>",
         "  | <|bos|> <|user|> ",
@@ -124,9 +130,17 @@ def test_too_many_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_a_bias_is_called_one(share: float, biased: bool) -> None:
     from cdpo.commands.preflight import preflight_lines
 
-    tokens = {"prompt": [1, 1, 1], "response": [1, 1, 1], "row": [2, 2, 2], "chosen_longer": share, "differ": 100}
+    tokens = {
+        "prompt": [1, 1, 1],
+        "response": [1, 1, 1],
+        "row": [2, 2, 2],
+        "chosen_longer": share,
+        "differ": 100,
+        "unknown": 0.01,
+    }
     page = {"dataset": "d", "model": "m", "rows": {"train": 10}, "tokens": tokens, "max_length": 9, "dropped": {}}
     page |= {"repeated": 0, "shared_prompts": 0, "end_token": "</s>", "sample": "x"}
     said = "\n".join(preflight_lines([page] * 6, Path("x.json")))
     assert ("length in place of quality" in said) is biased
+    assert "WARNING" not in said
     assert "2 more such pages in x.json" in said
