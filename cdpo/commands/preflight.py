@@ -53,8 +53,8 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
     if tokens["unknown"] > UNKNOWN:
         share = f"{tokens['unknown']:.0%}"
         yield (
-            f"  WARNING: {share} of the tokens stand for text that this model's tokenizer does not know: nothing can be "
-            "learned of it, whatever the figures say. Take another model for this data"
+            f"  WARNING: {share} of the tokens stand for text that this model's tokenizer does not know: nothing can "
+            "be learned of it, whatever the figures say. Take another model for this data"
         )
     if page["dropped"]:
         causes = ", ".join(f"{count} {cause}" for cause, count in page["dropped"].items())
