@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 #: seconds that the workers of cancelled jobs have to end; batch systems kill them half a minute after SIGTERM
 GRACE = 60.0
 PAUSE = 0.1
+#: seconds in which jobs that were cancelled may come back, and are cancelled again
+SETTLING = 10.0
 
 
 @dataclass
@@ -347,6 +349,10 @@ def stop(backend: Backend, store: Store, grace: float = GRACE) -> list[str]:
     limit = time.monotonic() + grace
     while any(store.is_locked(key) for key in living) and time.monotonic() < limit:
         time.sleep(PAUSE)
-    # SLURM was seen to miss a waiting job whose input's job was cancelled in the same breath
-    backend.cancel(list(backend.living().values()))
+    # SLURM was seen to miss a waiting job whose input's job was cancelled in the same breath, and to queue one again
+    # that asked for it as it ended
+    limit = time.monotonic() + SETTLING
+    while (left := list(backend.living().values())) and time.monotonic() < limit:
+        backend.cancel(left)
+        time.sleep(PAUSE)
     return sorted(living)
