@@ -151,7 +151,7 @@ def test_a_damaged_part_of_another_cut_is_not_gone_on_from(bench):
     first.wait()
     gate.touch()
     # the parts end well by themselves, and nobody joins them
-    assert wait_for(lambda: len(bench.store.finished()) == 4)
+    assert wait_for(lambda: len(bench.store.finished()) == 4 and not bench.store.working())
     steps = cut(plan, lambda pipeline: 2, set(plan.steps)).steps.values()
     asked = [step for step in steps if step.pipeline == "GEN"]
     parts = sorted(path for path in bench.store.finished().values() if path.name.startswith("b_"))
