@@ -35,6 +35,7 @@ def imitated(count: int) -> list[dict[str, str]]:
     return [{**row, "completion": f"apple and cherry {at}"} for at, row in enumerate(prompts(count))]
 
 
+@pytest.mark.slow
 def test_prompts_are_answered_and_scored_with_nothing_to_compare(tmp_path: Path) -> None:
     folder = project(tmp_path, "BASE", prompts(40))
     run_cdpo("execute", cwd=folder)
