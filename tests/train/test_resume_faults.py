@@ -217,6 +217,7 @@ def other_shapes(folder: Path) -> None:
         (other_shapes, "its weights are not this model's: model.layers.0.self_attn.q_proj"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_used_is_told_and_training_begins_anew(
     whole: Case, broken: Case, spoil: Callable[[Path], None], said: str
 ) -> None:
@@ -291,6 +292,7 @@ def test_another_version_is_named(broken: Case) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
+@pytest.mark.slow
 def test_another_micro_batch_goes_on_from_it(whole: Case, broken: Case, micro_batch: int) -> None:
     killed_at(broken, 9)
     assert broken.attempt(micro_batch=micro_batch) == 0, broken.said()

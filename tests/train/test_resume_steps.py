@@ -82,6 +82,7 @@ def test_killed_in_both_epochs(case: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MOST)
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_a_step(case: Any, name: str) -> None:
     """The step is finished, a checkpoint written, and nothing has failed; the next attempt goes on after it."""
     whole, broken = case(name, checkpoint_seconds=1e9)
