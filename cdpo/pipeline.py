@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 PREP = "PREP"
 #: mixes what several PREP steps made
 MIXTURE = "MIXTURE"
+#: publishes a run
+PUSH = "PUSH"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdpo.config.devices import Devices, read_devices
 from cdpo.config.hub import LOCAL_OWNER, HubSettings, read_hub, readable_by_others
@@ -16,6 +16,9 @@ from cdpo.plan.build import plan_file
 from cdpo.plan.freeze import changed_files, place_of, plan_name, read_plan, write_plan
 from cdpo.plan.graph import Plan
 from cdpo.store import Store
+
+if TYPE_CHECKING:
+    from cdpo.hub.local import LocalHub
 
 Say = Callable[[str], None]
 #: what a plan may differ by where no file does
@@ -62,21 +65,24 @@ class Project:
         plan.name = plan_name(self.tasks, self.store.root)
         return plan
 
+    def local_hub(self, hub: HubSettings) -> "LocalHub | None":
+        """The folder that these settings name; None where they name another hub."""
+        from cdpo.hub.local import LocalHub
+
+        return LocalHub(hub.root_of(self.store.root), LOCAL_OWNER) if hub.where == "local" else None
+
     def fetched(self, make: Callable[[], Plan], say: Say) -> Plan:
         """The plan that `make` makes, once what its unfinished steps name on a hub is pinned and on this machine.
 
         Raises UsageError where that cannot be had.
         """
-        from cdpo.hub.local import LocalHub
-
-        plan, hub = make(), read_hub(self.configs)
-        local = LocalHub(hub.root_of(self.store.root), LOCAL_OWNER) if hub.where == "local" else None
+        plan = make()
         asked: set[HubName] = set()
         # an adapter that is fetched tells which model it is for, which is to be fetched then
         while missing := self._missing(plan) - asked:
             from cdpo.hub.fetch import fetch
 
-            self.hub(say)
+            local = self.local_hub(self.hub(say))
             fetch(Lock.of(self.configs), sorted(missing, key=str), say, local)
             asked |= missing
             plan = make()

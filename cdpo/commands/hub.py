@@ -10,17 +10,15 @@ from typing import Any
 import click
 
 from cdpo.commands.matrix import say
-from cdpo.config.hub import LOCAL_OWNER, HubSettings
-from cdpo.config.lock import LOCK, NAME, HubName, Kind, Lock
+from cdpo.config.hub import HubSettings
+from cdpo.config.lock import LOCK, NAME, HubName, Kind, Lock, Pin
 from cdpo.errors import CdpoError, UsageError
 from cdpo.files import read_json
-from cdpo.pipeline import pipelines
+from cdpo.pipeline import PUSH, pipelines
 from cdpo.plan.graph import Input, Plan, PlannedRun, PlannedStep
 from cdpo.plan.identity import step_key
 from cdpo.project import Project
 from cdpo.store import Store
-
-PUSH = "PUSH"
 
 
 def push(project: Project, tag: str | None, runs: Sequence[str], display: Any) -> int:
@@ -84,24 +82,27 @@ def push_step(store: Store, ref: dict[str, Any], hub: HubSettings) -> PlannedSte
     return PlannedStep(key, PUSH, ref["name"], pipeline.version, params.model_dump(), inputs, None)
 
 
-def pull(project: Project, text: str, kind: Kind, config: str | None, to: str | None) -> None:
-    """Fetch `ns/name[@revision]` and say where it lies; with `to` its files are copied there."""
+def fetched(project: Project, name: HubName) -> tuple[Pin, Path]:
+    """What a name stands for now, and its files here: it moves with its branch, and pins nothing of the project."""
     from cdpo.hub.fetch import fetch
-    from cdpo.hub.local import LocalHub
     from cdpo.plan.on_hub import found
 
-    if not NAME.match(text):
-        raise UsageError(f"{text!r} is not NAMESPACE/NAME or NAMESPACE/NAME@REVISION")
+    if not NAME.match(f"{name.id}@{name.revision}"):
+        raise UsageError(f"{name.id!r} is not NAMESPACE/NAME or NAMESPACE/NAME@REVISION")
     hub = project.hub(say)
-    name = HubName.parse(kind, text, config)
-    local = LocalHub(hub.root_of(project.store.root), LOCAL_OWNER) if hub.where == "local" else None
-    # what is pulled by hand moves with its branch, and pins nothing of the project
     with TemporaryDirectory() as scratch:
         lock = Lock(Path(scratch) / LOCK)
-        fetch(lock, [name], say, local)
+        fetch(lock, [name], say, project.local_hub(hub))
     pin, folder = found(lock, name)
     if folder is None or pin is None:
         raise CdpoError(f"{name}: its files are gone again; call this once more")
+    return pin, folder
+
+
+def pull(project: Project, text: str, kind: Kind, config: str | None, to: str | None) -> None:
+    """Fetch `ns/name[@revision]` and say where it lies; with `to` its files are copied there."""
+    name = HubName.parse(kind, text, config)
+    pin, folder = fetched(project, name)
     if to is None:
         click.echo(f"{name.id} at commit {pin.commit}: {folder}")
         return

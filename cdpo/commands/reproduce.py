@@ -3,17 +3,16 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import yaml
 
+from cdpo.commands.hub import fetched
 from cdpo.commands.matrix import say
-from cdpo.config.hub import LOCAL_OWNER
-from cdpo.config.lock import LOCK, NAME, HubName, Lock
+from cdpo.config.lock import LOCK, HubName
 from cdpo.config.tables import read_tables
-from cdpo.errors import CdpoError, UsageError
+from cdpo.errors import CdpoError
 from cdpo.files import read_json, write_text
 from cdpo.hub.recipe import RECIPE, Retold
 from cdpo.plan.references import References
@@ -49,30 +48,11 @@ def find_recipe(project: Project, name: str) -> dict[str, Any]:
     """What was published beside a model. Raises CdpoError where there is none."""
     place = Path(name)
     if not place.is_dir():
-        if not NAME.match(name):
-            raise UsageError(f"{name!r} is neither a folder nor NAMESPACE/NAME@TAG")
-        place = _fetched(project, HubName.parse("model", name))
-    for path in (place / RECIPE, place / "out" / RECIPE):
-        if path.exists():
-            found: dict[str, Any] = read_json(path)
-            return found
-    raise CdpoError(f"{place} holds no {RECIPE}: it was not published by this or a later release of cdpo")
-
-
-def _fetched(project: Project, name: HubName) -> Path:
-    from cdpo.hub.fetch import fetch
-    from cdpo.hub.local import LocalHub
-    from cdpo.plan.on_hub import found
-
-    hub = project.hub(say)
-    local = LocalHub(hub.root_of(project.store.root), LOCAL_OWNER) if hub.where == "local" else None
-    with TemporaryDirectory() as scratch:
-        lock = Lock(Path(scratch) / LOCK)
-        fetch(lock, [name], say, local)
-    _, folder = found(lock, name)
-    if folder is None:
-        raise CdpoError(f"{name}: its files are gone again; call this once more")
-    return folder
+        _, place = fetched(project, HubName.parse("model", name))
+    if not (place / RECIPE).exists():
+        raise CdpoError(f"{place} holds no {RECIPE}: it was not published by this or a later release of cdpo")
+    found: dict[str, Any] = read_json(place / RECIPE)
+    return found
 
 
 def _missing(again: Project, retold: Retold) -> list[str]:

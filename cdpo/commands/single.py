@@ -28,7 +28,7 @@ def run_one(
     devices = project.devices()
     plan = project.fetched(lambda: plan_one(project, name, stages, chosen, words), say)
     refuse_unrunnable(plan, None)
-    prep = prepare(project, plan, devices, make_display(display))
+    prep = prepare(project, plan, devices, make_display(display), say)
     project.freeze(plan, prep)
     outcome = make_engine(project.store, devices, make_display(display)).run(plan)
     run = plan.runs[0]

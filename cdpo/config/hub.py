@@ -49,7 +49,7 @@ class Collections(Params):
 
 class HubSettings(Params):
     kind: Literal["local", "huggingface"] | None = None
-    """Without it: huggingface where HF_TOKEN is set, else local."""
+    """Without it: huggingface where there is a token, here or in HF_TOKEN, else local."""
     organization: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = None
     token: SecretStr | None = None
     root: str | None = None
@@ -61,7 +61,7 @@ class HubSettings(Params):
 
     @property
     def where(self) -> Literal["local", "huggingface"]:
-        return self.kind or ("huggingface" if os.environ.get("HF_TOKEN") else "local")
+        return self.kind or ("huggingface" if self.token is not None or os.environ.get("HF_TOKEN") else "local")
 
     @property
     def owner(self) -> str | None:

@@ -76,10 +76,12 @@ def _orphans(store: Store, steps: Mapping[str, "PlannedStep"]) -> dict[str, dict
         if (key if shard is None else shard["of"]) not in wholes or not store.is_locked(key):
             continue
         planned = steps.get(key)
-        joins = planned is not None and planned.shards and "shards" not in read_json(said)["inputs"]
-        who = proc(store.work(key))
-        if planned is not None and not joins:
+        # a step that is to be joined of parts, and that an earlier execute made whole
+        whole = planned is not None and planned.shards and "shards" not in read_json(said)["inputs"]
+        if planned is not None and not whole:
             continue  # it is of this cut, and adopted
-        if who is not None and is_alive(who) and not is_alive(who.get("supervisor")):
+        who = proc(store.work(key))
+        # a job of a batch system has no supervisor whose end would tell anything
+        if who is not None and is_alive(who) and who.get("supervisor") and not is_alive(who["supervisor"]):
             found[key] = who
     return found

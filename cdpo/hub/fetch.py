@@ -40,15 +40,15 @@ def fetch(lock: Lock, names: Sequence[HubName], say: Callable[[str], None], loca
     from huggingface_hub import HfApi
 
     api = HfApi()
-    problems = []
+    problems: dict[str, Exception] = {}
     for name in dict.fromkeys(names):
         try:
             if local is None or not _take(local, lock, name):
                 _fetch(api, lock, name, say)
         except Exception as error:
-            problems.append(f"{name}: {_said(error, name, api)}")
+            problems[f"{name}: {_said(error, name, api)}"] = error
     if problems:
-        raise UsageError("\n".join(problems))
+        raise UsageError("\n".join(problems)) from next(iter(problems.values()))
 
 
 def _fetch(api: "HfApi", lock: Lock, name: HubName, say: Callable[[str], None]) -> None:
@@ -67,10 +67,11 @@ def _fetch(api: "HfApi", lock: Lock, name: HubName, say: Callable[[str], None]) 
 def _take(local: "LocalHub", lock: Lock, name: HubName) -> bool:
     """Whether a local hub has the name (as it is pinned, where it is); it is pinned then."""
     known = lock.find(name)
-    found = local.find(replace(name, revision=known.commit) if known else name)
+    wanted = known.commit if known else name.revision
+    found = local.find(replace(name, revision=wanted))
     if found is None:
         if branches := local.branches(name):
-            raise ValueError(f"no revision {name.revision!r} of it in {local.root}; there are: {', '.join(branches)}")
+            raise ValueError(f"no revision {wanted!r} of it in {local.root}; there are: {', '.join(branches)}")
         return False
     commit, folder = found
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

@@ -70,15 +70,16 @@ class LocalHub:
             if what == "the repository":
                 shutil.rmtree(place)
             elif what == "a branch":
+                commit = self._snapshot(place, tag)
                 (place / "refs" / tag).unlink()
+                self._forget(place, [commit] if commit else [])
             elif what == "a folder":
                 before = self._snapshot(place, "main")
                 assert before is not None
                 kept = {path: file for path, file in _files_of(before).items() if not path.startswith(f"{tag}/")}
                 text = card(sorted(path for path in kept if path != CARD))
                 self._commit(place, repo.rpartition("/")[2], "main", {**kept, CARD: text.encode()})
-            if what in ("a branch", "a folder"):
-                self._forget_unnamed(place)
+                self._forget(place, [path.parent for path in (place / "snapshots").glob(f"*/{tag}")])
 
     def find(self, name: HubName) -> tuple[str, Path] | None:
         """The commit that a branch (or the commit itself) names, and its folder; None where there is no such."""
@@ -121,10 +122,10 @@ class LocalHub:
         write_text(repo / "refs" / branch, commit + "\n")
         return Published(f"{self.owner}/{name}", branch, commit, str(snapshots / commit))
 
-    def _forget_unnamed(self, repo: Path) -> None:
-        """Remove commits that no branch names any more."""
+    def _forget(self, repo: Path, commits: Sequence[Path]) -> None:
+        """Remove those of `commits` that no branch names. Others stay, named or not: somebody may have pinned them."""
         named = {path.read_text(encoding="utf-8").strip() for path in (repo / "refs").glob("[!.]*")}
-        for folder in (repo / "snapshots").iterdir():
+        for folder in commits:
             if folder.name not in named:
                 shutil.rmtree(folder)
 

@@ -85,8 +85,8 @@ class Retold:
             if step["pipeline"] == PREP:
                 self._dataset(step, values)
                 continue
-            if pipeline.stage or step["pipeline"] == recipe["method"]:
-                experiment["pipelines"] += [step["pipeline"]] if pipeline.stage else []
+            if pipeline.stage:
+                experiment["pipelines"].append(step["pipeline"])
             if step["pipeline"] == recipe["method"]:
                 task |= values
             elif values:

@@ -8,9 +8,8 @@ from cdpo.files import read_json
 from cdpo.hub.cards import index_card
 from cdpo.hub.open import open_hub
 from cdpo.hub.repos import Hub
+from cdpo.pipeline import PUSH
 from cdpo.store import Store
-
-PUSH = "PUSH"
 
 
 @dataclass(frozen=True)

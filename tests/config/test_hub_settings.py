@@ -37,9 +37,11 @@ def test_a_token_of_the_file_is_given_to_the_clients_and_does_not_replace_the_en
 
     monkeypatch.setenv("HF_TOKEN", "of the environment")
     found = settings(tmp_path, f"token: {SECRET}\n")
+    assert found.where == "huggingface"
     found.use_token()
     assert os.environ["HF_TOKEN"] == "of the environment"
     monkeypatch.delenv("HF_TOKEN")
+    assert found.where == "huggingface", "the same before its token is put into the environment, and after"
     found.use_token()
     assert os.environ["HF_TOKEN"] == SECRET
     assert SECRET not in repr(found) + str(found.of_run("run"))

@@ -60,10 +60,24 @@ def test_folders_come_and_go_and_the_card_tells_of_them(tmp_path: Path) -> None:
         "tag2/eval.parquet": b"tag2",
         "README.md": b"tag2/eval.parquet",
     }
-    assert len(list((tmp_path / "hub/datasets/me/runs/snapshots").iterdir())) == 1
+    assert not list((tmp_path / "hub/datasets/me/runs/snapshots").glob("*/tag1"))
     assert hub.carried("dataset", "me/runs", "tag2") == "the repository"
     hub.remove("dataset", "me/runs", "tag2", listed)
     assert not (tmp_path / "hub/datasets/me/runs").exists()
+
+
+@pytest.mark.fault(29)
+def test_removing_one_tag_leaves_every_commit_of_another(tmp_path: Path) -> None:
+    hub = LocalHub(tmp_path / "hub", "me")
+    before = hub.replace("model", "run", "other", {"config.json": b"1"})
+    after = hub.replace("model", "run", "other", {"config.json": b"2"})
+    mine = hub.replace("model", "run", "tag", {"config.json": b"3"})
+    hub.replace("model", "run", "twin", {"config.json": b"2"})
+    hub.remove("model", "me/run", "tag", listed)
+    hub.remove("model", "me/run", "twin", listed)
+    there = {commit.commit: hub.find(HubName("model", "me/run", commit.commit)) for commit in (before, after, mine)}
+    assert [each is not None for each in there.values()] == [True, True, False]
+    assert hub.branches(HubName("model", "me/run")) == ["other"]
 
 
 def test_a_collection_holds_a_repository_once(tmp_path: Path) -> None:
