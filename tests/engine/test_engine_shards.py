@@ -74,11 +74,17 @@ def test_a_part_that_fails_blocks_the_step_and_the_others_stay(bench, options):
     assert told == [("a", "done"), *((part, "failed") for part in PARTS), ("b", "blocked"), ("c", "blocked")]
 
 
-def test_parts_outlive_the_supervisor_and_are_made_once(bench):
+def at_the_gate(bench):
+    """An execution whose parts all wait for a file: that file, and the process."""
     gate = bench.folder / "gate"
     bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(gate)})
     first = bench.execute(**CUT)
     assert wait_for(lambda: all(bench.told()["begin", part] for part in PARTS))
+    return gate, first
+
+
+def test_parts_outlive_the_supervisor_and_are_made_once(bench):
+    gate, first = at_the_gate(bench)
     first.send_signal(signal.SIGKILL)
     first.wait()
     second = bench.execute(**CUT)
@@ -90,10 +96,7 @@ def test_parts_outlive_the_supervisor_and_are_made_once(bench):
 
 
 def test_another_cut_is_told_of_what_the_first_one_made(bench):
-    gate = bench.folder / "gate"
-    bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(gate)})
-    first = bench.execute(**CUT)
-    assert wait_for(lambda: all(bench.told()["begin", part] for part in PARTS))
+    gate, first = at_the_gate(bench)
     first.send_signal(signal.SIGKILL)
     first.wait()
     for pid in bench.workers():
@@ -112,10 +115,7 @@ def test_another_cut_is_told_of_what_the_first_one_made(bench):
 
 @pytest.mark.parametrize("shards", [2, 1])
 def test_workers_that_a_killed_execution_left_at_another_cut_are_ended(bench, shards):
-    gate = bench.folder / "gate"
-    bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(gate)})
-    first = bench.execute(**CUT)
-    assert wait_for(lambda: all(bench.told()["begin", part] for part in PARTS))
+    gate, first = at_the_gate(bench)
     first.send_signal(signal.SIGKILL)
     first.wait()
     left = bench.workers()
@@ -130,10 +130,7 @@ def test_workers_that_a_killed_execution_left_at_another_cut_are_ended(bench, sh
 
 
 def test_workers_at_another_cut_whose_execution_lives_are_let_be(bench):
-    gate = bench.folder / "gate"
-    bench.plan(SHAPE, b={"pipeline": "GEN", "gate": str(gate)})
-    first = bench.execute(**CUT)
-    assert wait_for(lambda: all(bench.told()["begin", part] for part in PARTS))
+    gate, first = at_the_gate(bench)
     left = bench.workers()
     second = bench.execute(modules=MODULES, devices={"pipelines": {"GEN": {"shards": 2}}})
     assert wait_for(lambda: bench.told()["begin", "b_2of2"])
