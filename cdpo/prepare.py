@@ -201,14 +201,15 @@ class Progress:
 def _prompts(data: Path, tokenizer: Any, folder: Path, params: dict[str, Any]) -> dict[str, Any]:
     """Prompts with room for all of max_new_tokens, as generation takes them."""
     from cdpo.data.prepared import read_split
-    from cdpo.data.tokens import encode_prompt
+    from cdpo.data.tokens import encode_rows
     from cdpo.generate.responses import choose
     from cdpo.train.rows import context
 
     split, wanted = params["split"], params["max_new_tokens"]
     most = min(context(folder, None), tokenizer.model_max_length)
     rows = read_split(data, split)
-    lengths = [len(encode_prompt(tokenizer, rows[at]["prompt"])) for at in choose(rows, params["limit"])]
+    encoded = encode_rows(tokenizer, [(rows[at]["prompt"], []) for at in choose(rows, params["limit"])])
+    lengths = [len(row.prompt_ids) for row in encoded if row is not None]
     dropped = sum(length + wanted > most for length in lengths)
     if dropped > params["max_dropped"] * len(lengths):
         raise StepError(

@@ -144,11 +144,12 @@ def from_source(step: Step, params: PrepParams) -> tuple[dict[str, list[dict[str
         "dropped": dict(sorted(sum((each.dropped for each in reads.values()), Counter[str]()).items())),
         "dropped_at": {role: each.examples for role, each in reads.items() if each.examples},
     }
-    shared = {_identity(row) for row in splits["eval"]} & {_identity(row) for row in splits["train"]}
-    if shared:
-        # only possible where the source brings its own evaluation file: its split is kept, and the overlap said aloud
-        report["prompts_in_train_and_eval"] = len(shared)
-        step.note(f"{len(shared)} prompts of the evaluation file are among the training prompts too")
+    if "source_eval" in reads:
+        # the file's own split is kept, and the overlap said aloud
+        shared = {_identity(row) for row in splits["eval"]} & {_identity(row) for row in splits["train"]}
+        if shared:
+            report["prompts_in_train_and_eval"] = len(shared)
+            step.note(f"{len(shared)} prompts of the evaluation file are among the training prompts too")
     for cause, count in report["dropped"].items():
         step.note(f"dropped {count} rows: {cause}")
     return splits, report
@@ -266,8 +267,9 @@ def split_rows(
 ) -> dict[str, list[dict[str, Any]]]:
     """`rows` cut into train, tune and eval by prompt; `eval` is `evaluation` where that is given. No split is empty."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(_identity(row), []).append(row)
+    identities = [_identity(row) for row in rows]
+    for identity, row in zip(identities, rows, strict=True):
+        groups.setdefault(identity, []).append(row)
     wanted = (
         {"tune": params.tune_ratio}
         if evaluation is not None
@@ -290,8 +292,8 @@ def split_rows(
             count += len(groups[identity])
             left -= 1
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "tune": [], "eval": []}
-    for row in rows:
-        splits[place.get(_identity(row), "train")].append(row)
+    for identity, row in zip(identities, rows, strict=True):
+        splits[place.get(identity, "train")].append(row)
     if evaluation is not None:
         splits["eval"] = evaluation
     return splits

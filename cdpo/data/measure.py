@@ -1,12 +1,13 @@
 """How many tokens every row has under a model's tokenizer, counted on all cores."""
 
+import gc
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cdpo.data.tokens import ControlTokenError, encode, encode_prompt
+from cdpo.data.tokens import encode_rows
 
 #: fewer rows are counted sooner than processes are started
 WORTH_PROCESSES = 2000
@@ -36,7 +37,7 @@ def measure(
     """Of every row, in their order; None for one whose response spells a special token. `tell` hears (done, total)."""
     processes = len(os.sched_getaffinity(0))
     if processes == 1 or len(rows) < WORTH_PROCESSES:
-        return [_tokens(row, tokenizer) for row in rows]
+        return _tokens(rows, tokenizer)
     found: list[Tokens | None] = []
     for part in _on_all_cores(rows, tokenizer, processes):
         found += part
@@ -48,10 +49,13 @@ def _on_all_cores(rows: Sequence[Row], tokenizer: Any, processes: int) -> Iterat
     # Forked, so that the rows and the tokenizer are there already; nothing else than these is used in the children.
     _shared.clear()
     _shared.extend((rows, tokenizer))
+    # a collection in a child would go through all the rows, and copy their pages
+    gc.freeze()
     try:
         with multiprocessing.get_context("fork").Pool(processes, _begin) as pool:
             yield from pool.imap(_part, range(0, len(rows), PART))
     finally:
+        gc.unfreeze()
         _shared.clear()
 
 
@@ -68,22 +72,23 @@ def _begin() -> None:
 
 def _part(begin: int) -> list[Tokens | None]:
     rows, tokenizer = _shared
-    return [_tokens(row, tokenizer) for row in rows[begin : begin + PART]]
+    return _tokens(rows[begin : begin + PART], tokenizer)
 
 
-def _tokens(row: Row, tokenizer: Any) -> Tokens | None:
-    sides = [row[name] for name in ("chosen", "rejected")]
-    try:
-        found = [encode(tokenizer, row["prompt"], side) for side in sides if side is not None]
-    except ControlTokenError:
-        return None
-    prompt = found[0].prompt_ids if found else encode_prompt(tokenizer, row["prompt"])
-    responses = iter(each.response_ids for each in found)
-    ids = [next(responses) if side is not None else None for side in sides]
+def _tokens(rows: Sequence[Row], tokenizer: Any) -> list[Tokens | None]:
+    sides = [[side for side in (row["chosen"], row["rejected"]) if side is not None] for row in rows]
+    encoded = encode_rows(tokenizer, [(row["prompt"], given) for row, given in zip(rows, sides, strict=True)])
     unknown = _unknown_id(tokenizer)
-    count = 0 if unknown is None else sum(each.count(unknown) for each in (prompt, *ids) if each is not None)
-    chosen, rejected = (None if each is None else len(each) for each in ids)
-    return Tokens(len(prompt), chosen, rejected, count)
+    found: list[Tokens | None] = []
+    for row, each in zip(rows, encoded, strict=True):
+        if each is None:
+            found.append(None)
+            continue
+        lengths = iter(map(len, each.response_ids))
+        chosen, rejected = (None if row[name] is None else next(lengths) for name in ("chosen", "rejected"))
+        count = 0 if unknown is None else sum(ids.count(unknown) for ids in (each.prompt_ids, *each.response_ids))
+        found.append(Tokens(len(each.prompt_ids), chosen, rejected, count))
+    return found
 
 
 def _unknown_id(tokenizer: Any) -> int | None:

@@ -8,6 +8,9 @@ from typing import Any
 Message = dict[str, str]
 Messages = list[Message]
 
+#: made once: json.dumps makes one for each call with other than its defaults
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
 ROLES = ("system", "user", "assistant")
 
 
@@ -21,7 +24,7 @@ def assistant(text: str) -> Message:
 
 def canonical(messages: Sequence[Message]) -> str:
     """One text for equal messages: JSON of (role, content) pairs, whatever the order of their keys."""
-    return json.dumps([[each["role"], each["content"]] for each in messages], ensure_ascii=False)
+    return _ENCODER.encode([[each["role"], each["content"]] for each in messages])
 
 
 def prompt_id(prompt: Sequence[Message]) -> str:

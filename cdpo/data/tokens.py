@@ -15,11 +15,20 @@ from cdpo.errors import StepError
 #: a response that no template contains, to see what follows it
 _PROBE = "qzxprobe"
 
+#: of the assistant: one message, or its text
+Response = Sequence[Message] | str
+
 
 class Encoded(NamedTuple):
     prompt_ids: list[int]
     #: ends in exactly one end-of-turn token, and holds no other
     response_ids: list[int]
+
+
+class EncodedRow(NamedTuple):
+    prompt_ids: list[int]
+    #: of every response, in their order; each as in Encoded
+    response_ids: list[list[int]]
 
 
 class ControlTokenError(StepError):
@@ -41,38 +50,62 @@ class _Closing(NamedTuple):
 _closings: WeakKeyDictionary[Any, tuple[str, _Closing]] = WeakKeyDictionary()
 
 
-def encode(tokenizer: Any, prompt: Sequence[Message], response: Sequence[Message] | str) -> Encoded:
+def encode(tokenizer: Any, prompt: Sequence[Message], response: Response) -> Encoded:
     """Token ids of a prompt and of one assistant turn that answers it; `prompt_ids + response_ids` is a training row.
 
     Raises ControlTokenError where the response's text spells a special token, StepError where the model's
     template does not write a conversation as its opened prompt followed by the response.
     """
+    (row,) = encode_rows(tokenizer, [(prompt, [response])])
+    if row is None:
+        raise ControlTokenError(f"a response spells a special token of {_name(tokenizer)}")
+    return Encoded(row.prompt_ids, row.response_ids[0])
+
+
+def encode_rows(
+    tokenizer: Any, rows: Sequence[tuple[Sequence[Message], Sequence[Response]]]
+) -> list[EncodedRow | None]:
+    """Prompts and the responses of each, as `encode` encodes them; None for a row with a response that spells a special
+    token. Sooner than one by one: a prompt is rendered once, and all texts are tokenised together."""
+    texts: list[str] = []
+    for prompt, responses in rows:
+        opened = _text(tokenizer, prompt, opened=True)
+        texts += [opened, *(_response_text(tokenizer, opened, prompt, response) for response in responses)]
+    ids = iter(_ids(tokenizer, texts))
+    return [_encoded(tokenizer, next(ids), [next(ids) for _ in responses]) for _, responses in rows]
+
+
+def _response_text(tokenizer: Any, opened: str, prompt: Sequence[Message], response: Response) -> str:
+    """What the template writes after the opened prompt, up to the end token where it writes one."""
     turn = [assistant(response)] if isinstance(response, str) else list(response)
     if len(turn) != 1 or turn[0]["role"] != "assistant":
         raise ValueError("a response is one message of the assistant")
     closing = _closing(tokenizer)
-    opened = _text(tokenizer, prompt, opened=True)
     whole = _text(tokenizer, [*prompt, *turn], opened=False)
     if not whole.startswith(opened) or not whole.endswith(closing.text):
         raise StepError(
             f"the chat template of {_name(tokenizer)} does not write a conversation as the prompt followed by the "
             "response; choose one of cdpo's with `template: plain` or `template: inst`"
         )
-    content = whole[len(opened) : len(whole) - len(closing.text)]
-    if closing.up_to_end is None:
-        response_ids = [*_ids(tokenizer, content), closing.end_id]
-    else:
-        response_ids = _ids(tokenizer, content + closing.up_to_end)
-    if response_ids.index(closing.end_id) != len(response_ids) - 1 or _specials(tokenizer, response_ids[:-1]) > (
-        closing.specials
-    ):
-        raise ControlTokenError(f"a response spells a special token of {_name(tokenizer)}")
-    return Encoded(_ids(tokenizer, opened), response_ids)
+    return whole[len(opened) : len(whole) - len(closing.text)] + (closing.up_to_end or "")
+
+
+def _encoded(tokenizer: Any, prompt_ids: list[int], responses: Sequence[list[int]]) -> EncodedRow | None:
+    """None where a response holds the end token before its end, or a special token that is not the template's own."""
+    for ids in responses:
+        closing = _closing(tokenizer)
+        if closing.up_to_end is None:
+            ids.append(closing.end_id)
+        if ids.index(closing.end_id) != len(ids) - 1 or _specials(tokenizer, ids[:-1]) > closing.specials:
+            return None
+    return EncodedRow(prompt_ids, list(responses))
 
 
 def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
     """Token ids of the prompt with the assistant's turn opened: what a response is sampled after."""
-    return _ids(tokenizer, _text(tokenizer, prompt, opened=True))
+    (row,) = encode_rows(tokenizer, [(prompt, [])])
+    assert row is not None
+    return row.prompt_ids
 
 
 def end_token_id(tokenizer: Any) -> int:
@@ -105,7 +138,8 @@ def _find_closing(tokenizer: Any) -> _Closing:
         raise StepError(f"the chat template of {_name(tokenizer)} leaves out the assistant's text")
     tail = text[text.rindex(_PROBE) + len(_PROBE) :]
     opened = _text(tokenizer, probe[:1], opened=True)
-    own = _specials(tokenizer, _ids(tokenizer, text[len(opened) : len(text) - len(tail)]))
+    (within,) = _ids(tokenizer, [text[len(opened) : len(text) - len(tail)]])
+    own = _specials(tokenizer, within)
     special = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items()}
     at, token = min(((tail.find(token), token) for token in special if token in tail), default=(0, None))
     if token is not None:
@@ -127,15 +161,24 @@ def _text(tokenizer: Any, messages: Sequence[Message], opened: bool) -> str:
     return text
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
     # verbose: it would warn of rows longer than the model's context, which are counted and named elsewhere
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    found = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return list(found.input_ids)
 
 
 def _specials(tokenizer: Any, ids: Sequence[int]) -> int:
     """How many of `ids` are special; an unknown word is not."""
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
-    return sum(each in special for each in ids)
+    return 0 if special.isdisjoint(ids) else sum(each in special for each in ids)
 
 
 def _name(tokenizer: Any) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cdpo.data.messages import assistant, user
 from cdpo.data.playground import vocabulary
-from cdpo.data.tokens import ControlTokenError, decode_response, encode, encode_prompt, end_token_id
+from cdpo.data.tokens import ControlTokenError, decode_response, encode, encode_prompt, encode_rows, end_token_id
 from cdpo.errors import StepError
 
 words = st.lists(st.sampled_from(vocabulary()), min_size=1, max_size=12).map(" ".join)
@@ -49,6 +49,24 @@ def test_any_text_survives_a_byte_level_tokenizer(bpe_tokenizer: Any, question: 
     assert encoded.response_ids.count(end_token_id(bpe_tokenizer)) == 1
     assert encoded.response_ids[-1] == end_token_id(bpe_tokenizer)
     assert encoded.prompt_ids.count(bpe_tokenizer.bos_token_id) == 1
+
+
+@quick
+@given(
+    rows=st.lists(st.tuples(unicode_text, st.lists(unicode_text | st.just("so <|end|> it"), max_size=3)), max_size=4)
+)
+def test_rows_together_are_encoded_as_one_by_one(bpe_tokenizer: Any, rows: list[tuple[str, list[str]]]) -> None:
+    together = encode_rows(bpe_tokenizer, [([user(question)], answers) for question, answers in rows])
+    assert len(together) == len(rows)
+    for (question, answers), found in zip(rows, together, strict=True):
+        try:
+            alone = [encode(bpe_tokenizer, [user(question)], answer) for answer in answers]
+        except ControlTokenError:
+            assert found is None
+            continue
+        assert found is not None
+        assert found.prompt_ids == encode_prompt(bpe_tokenizer, [user(question)])
+        assert found.response_ids == [each.response_ids for each in alone]
 
 
 def test_the_response_may_be_a_text_or_one_message(tiny_tokenizer: Any, prompt: Any) -> None:
