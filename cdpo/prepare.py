@@ -1,11 +1,14 @@
 """What `cdpo prep` does beyond planning: prepare the data, and see that the rows fit the models."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import click
 
 from cdpo.config.devices import Devices
 from cdpo.config.problems import ConfigError
@@ -14,7 +17,7 @@ from cdpo.engine.show.display import Display
 from cdpo.errors import CdpoError, StepError, UsageError
 from cdpo.pipeline import MIXTURE, PREP, pipelines
 from cdpo.plan.graph import Plan, PlannedStep
-from cdpo.plan.lengths import lengths_name, room, root_data, root_model
+from cdpo.plan.lengths import lengths_name, recall, remember, room, root_data, root_model
 from cdpo.project import Project
 
 #: seconds between two lines of how far counting is
@@ -113,11 +116,10 @@ def _data_folder(project: Project, step: PlannedStep) -> Path:
 def check_lengths(project: Project, plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     """Token lengths of every dataset under every model that is trained on it or answers its prompts.
 
-    Refuses what the steps would refuse hours later. What an earlier plan found for the same data, model and limits is
-    not measured again.
+    Refuses what the steps would refuse hours later. What was found before for the same data, model and limits is not
+    counted again.
     """
-    frozen = project.last_plan()
-    known = frozen[1].get("lengths", {}) if frozen else {}
+    store = project.store.root
     found: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for step in plan.steps.values():
@@ -128,14 +130,16 @@ def check_lengths(project: Project, plan: Plan, say: Callable[[str], None]) -> d
         identity = lengths_name(plan, step)
         if identity in found or identity in problems:
             continue
-        if identity not in known or ("max_length" in step.params and "looks" not in known[identity]):
+        known = recall(store, identity)
+        if known is None:
             data, model = _data_folder(project, root_data(plan, step)), root_model(plan, step)
             try:
-                known[identity] = _measure(data, step, model, say)
+                known = _measure(data, step, model, say)
             except StepError as error:
                 problems[identity] = f"{step.pipeline} of {step.name}: {error}"
                 continue
-        found[identity] = known[identity]
+            remember(store, identity, known)
+        found[identity] = known
     if problems:
         raise UsageError("rows do not fit the models, and nothing was planned:\n" + "\n".join(problems.values()))
     return found
@@ -187,15 +191,25 @@ def _rows(
 
 
 class Progress:
-    """Says how far counting is, where it takes long."""
+    """Shows how far counting is where it takes long: as a bar on a terminal, as a line now and then elsewhere."""
 
     def __init__(self, split: str, say: Callable[[str], None]) -> None:
         self.split, self.say, self.last = split, say, time.monotonic()
+        self.bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self.last > SAY_SECONDS:
+        if sys.stderr.isatty():
+            self._draw(done, total)
+        elif time.monotonic() - self.last > SAY_SECONDS:
             self.last = time.monotonic()
             self.say(f"{self.split}: {done:,} of {total:,} rows counted in tokens")
+
+    def _draw(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = click.progressbar(length=total, label=f"counting tokens of {self.split}", file=sys.stderr)
+        self.bar.update(done - self.bar.pos)
+        if done == total:
+            self.bar.render_finish()
 
 
 def _prompts(data: Path, tokenizer: Any, folder: Path, params: dict[str, Any]) -> dict[str, Any]:

@@ -45,10 +45,12 @@ def write_plan(store: Path, plan: Plan, prep: Mapping[str, Any]) -> Path:
 
 
 def changed_files(before: Plan, now: Plan) -> list[str]:
-    """Files that decided the plan and are new, gone or different."""
-    names = sorted({*before.files, *now.files})
-    return [
-        name
-        for name in names
-        if (before.files.get(name) or {}).get("sha256") != (now.files.get(name) or {}).get("sha256")
-    ]
+    """Files that decided the plan and are different, `(new)` or `(no longer read)`."""
+    found = []
+    for name in sorted({*before.files, *now.files}):
+        old, new = (plan.files.get(name) for plan in (before, now))
+        if old is None or new is None:
+            found.append(f"{name} ({'new' if old is None else 'no longer read'})")
+        elif old.get("sha256") != new.get("sha256"):
+            found.append(name)
+    return found

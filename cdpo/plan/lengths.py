@@ -1,13 +1,19 @@
 """What `cdpo prep` counts of the rows of a step, and under which name a frozen plan keeps it."""
 
+from pathlib import Path
 from typing import Any
 
+from cdpo.config.canonical import digest
+from cdpo.errors import DamagedFile
+from cdpo.files import read_json, write_json
 from cdpo.pipeline import pipelines
 from cdpo.plan.graph import Plan, PlannedStep
 from cdpo.plan.identity import input_identity
 
 #: parameters that decide which rows fit a model
 LIMITS = ("template", "max_length", "max_dropped", "max_new_tokens", "split", "limit")
+#: of how rows are counted and looked at; with another one they are counted again
+COUNTING = 1
 
 
 def lengths_name(plan: Plan, step: PlannedStep) -> str:
@@ -35,3 +41,19 @@ def root_data(plan: Plan, step: PlannedStep) -> PlannedStep:
 def room(step: PlannedStep) -> int:
     """Tokens that a training step wants behind every prompt, to sample responses of its own."""
     return int(getattr(pipelines()[step.pipeline].params.model_validate(step.params), "room", 0))
+
+
+def recall(store: Path, name: str) -> dict[str, Any] | None:
+    """What any `cdpo prep` of this store counted under a `lengths_name`."""
+    try:
+        return dict(read_json(_file(store, name)))
+    except (DamagedFile, FileNotFoundError):
+        return None
+
+
+def remember(store: Path, name: str, found: dict[str, Any]) -> None:
+    write_json(_file(store, name), found, durable=False)
+
+
+def _file(store: Path, name: str) -> Path:
+    return store / "lengths" / f"{digest([COUNTING, name])[:16]}.json"

@@ -114,8 +114,16 @@ def test_prep_shows_the_page_and_keeps_it(tmp_path: Path) -> None:
         assert wanted in said, said
     (page,) = json.loads(next((folder / ".cdpo" / "preflight").iterdir()).read_text())
     assert page["repeated"] == 1
-    again = run_cdpo("prep", cwd=folder).stdout
-    assert said[said.index("./rows.jsonl for") : said.index("\n\n")] in again, "from what was found before"
+    # nothing is counted twice, for another file of tasks neither; what was lost is
+    (kept,) = (folder / ".cdpo" / "lengths").iterdir()
+    kept.write_text(kept.read_text().replace('"repeated": 1', '"repeated": 77'))
+    (folder / "configs" / "other.yaml").write_text(TASKS.replace("tag: page", "tag: other"))
+    again = run_cdpo("prep", "configs/other.yaml", cwd=folder).stdout
+    page = said[said.index("./rows.jsonl for") : said.index("\n\n")]
+    assert page.replace("  1 rows are there", "  77 rows are there") in again
+    kept.write_text("{")
+    assert page in run_cdpo("prep", cwd=folder).stdout
+    assert '"repeated": 1,' in kept.read_text()
 
 
 def test_too_many_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ class OpenAIServer(ThreadingHTTPServer):
         #: bodies of all requests, answered or not, and how many were under way at once at most
         self.bodies: list[dict[str, Any]] = []
         self.times: list[float] = []
+        #: (path, headers) of all requests
+        self.asked: list[tuple[str, dict[str, str]]] = []
         self.under_way = self.most = 0
         self.end = threading.Event()
 
@@ -112,6 +114,7 @@ class Handler(BaseHTTPRequestHandler):
     server: OpenAIServer
 
     def do_GET(self) -> None:
+        self._note()
         if self.path == "/health":
             self._send(200, {})
         elif self.path == "/v1/models":
@@ -120,7 +123,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, {"error": {"message": "no such page"}})
 
+    def _note(self) -> None:
+        self.server.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
+
     def do_POST(self) -> None:
+        self._note()
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         server = self.server
         with server.lock:

@@ -63,8 +63,9 @@ def line(event: Mapping[str, Any]) -> str | None:
         tail = f"{event['finished']}/{event['run']}{', ' if left else ''}{left}"
         return f"done     {label(event)}  in {duration(event['seconds'])}  ({tail})"
     if kind == "step_failed":
-        lines = [f"FAILED   {label(event)}: {event['reason']}", *(f"    | {each}" for each in event["tail"])]
-        return "\n".join([*lines, f"    log: {event['log']}"])
+        reason = event["reason"]
+        last = [f"    | {each}" for each in event["tail"] if each not in reason.splitlines()]
+        return "\n".join([f"FAILED   {label(event)}: {reason}", *last, f"    log: {event['log']}"])
     if kind == "step_blocked":
         return f"blocked  {label(event)}  by {event['by']}"
     if kind == "note":
