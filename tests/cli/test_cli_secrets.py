@@ -145,6 +145,7 @@ def test_no_secret_of_the_whole_playground_is_told(tmp_path: Path, answering: Op
         # by a login
         token_file.write_text("{kind: huggingface, organization: lab}\n")
         login = tmp_path / "cache" / "huggingface" / "token"
+        login.parent.mkdir(parents=True, exist_ok=True)
         login.write_text(LOGIN_TOKEN)
         run("reproduce", "lab/SFT_tiny_small_s0@quiet", "--to", tmp_path / "again", check=None)
         run("clear", "-t", "quiet", "-y")
