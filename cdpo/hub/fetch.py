@@ -51,6 +51,20 @@ def fetch(lock: Lock, names: Sequence[HubName], say: Callable[[str], None], loca
         raise UsageError("\n".join(problems)) from next(iter(problems.values()))
 
 
+def fetch_file(name: HubName, path: str, local: "LocalHub | None" = None) -> Path:
+    """One file of a repository as it is now, from the `local` hub where that has it. Raises UsageError where none has."""
+    from huggingface_hub import HfApi
+
+    found = local.find(name) if local is not None else None
+    if found is not None and (found[1] / path).is_file():
+        return found[1] / path
+    api = HfApi()
+    try:
+        return Path(api.hf_hub_download(name.id, path, repo_type=name.kind, revision=name.revision))
+    except Exception as error:
+        raise UsageError(f"{name}: {_said(error, name, api)}") from error
+
+
 def _fetch(api: "HfApi", lock: Lock, name: HubName, say: Callable[[str], None]) -> None:
     known = pin = lock.find(name)
     if pin is None:
@@ -220,4 +234,6 @@ def _said(error: Exception, name: HubName, api: "HfApi") -> str:
         return f"there is none at {trouble.host}, or it is private and the token (HF_TOKEN) may not see it"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no revision {name.revision!r}"
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return f"it has no such file at {name.revision!r}"
     return str(trouble)
