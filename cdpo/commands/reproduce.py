@@ -11,6 +11,7 @@ import click
 import yaml
 
 from cdpo.commands.matrix import say
+from cdpo.config.hub import LOCAL_OWNER
 from cdpo.config.lock import NAME, HubName, Lock
 from cdpo.config.tables import read_tables
 from cdpo.errors import CdpoError, UsageError
@@ -28,10 +29,10 @@ def reproduce(project: Project, name: str, to: str) -> int:
     `name`: what was published (`owner/run@tag`), a folder that holds a cdpo.json, or a finished step of a store.
     """
     recipe, mine = find_recipe(project, name)
-    retold = Retold(recipe)
     try:
+        retold = Retold(recipe)
         tasks = retold.tasks()
-    except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, StopIteration) as error:
         raise CdpoError(f"{name}: its {RECIPE} is not as cdpo writes it ({error!r})") from error
     folder = Path(to).absolute()
     again = Project.at(str(folder / "configs"), str(folder / ".cdpo"), None)
@@ -85,14 +86,21 @@ def _published(project: Project, name: str) -> Path:
     if not NAME.match(name):
         raise UsageError(f"{name!r} is neither OWNER/RUN@TAG nor a folder")
     model = HubName.parse("model", name)
+    places = ((model, RECIPE), (HubName("dataset", model.id), f"{model.revision}/{RECIPE}"))
     local = project.local_hub(project.hub(say))
-    tried = []
-    for place, path in ((model, RECIPE), (HubName("dataset", model.id), f"{model.revision}/{RECIPE}")):
-        try:
-            return fetch_file(place, path, local)
-        except UsageError as error:
-            tried.append(f"{error} ({path})")
-    raise UsageError("\n".join(tried))
+    if local is not None:
+        for place, path in places:
+            found = local.find(place)
+            if found is not None and (found[1] / path).is_file():
+                return found[1] / path
+        if model.id.startswith(f"{LOCAL_OWNER}/"):
+            tags = ", ".join(local.branches(model)) or "none"
+            raise UsageError(f"{local.root} has no {name} with a {RECIPE}; models of that name: {tags}")
+    for place, path in places:
+        if (file := fetch_file(place, path)) is not None:
+            return file
+    seen = "or it is private and the token (HF_TOKEN) may not see it"
+    raise UsageError(f"{name}: neither a model nor a dataset of that name and tag holds a {RECIPE}, {seen}")
 
 
 def _of_artifact(step: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -144,7 +152,7 @@ def _own(again: Project, retold: Retold) -> tuple[list[str], list[str]]:
                 given = references.plugin(path)
             else:
                 given = references.data_files(path) if "files" in what else references.model(path)[0]
-        except ValueError:
+        except (ValueError, OSError):
             absent.append(f"{said}: not in {again.configs.parent}")
             continue
         if given["sha256"] != what["sha256"]:

@@ -51,16 +51,18 @@ def fetch(lock: Lock, names: Sequence[HubName], say: Callable[[str], None], loca
         raise UsageError("\n".join(problems)) from next(iter(problems.values()))
 
 
-def fetch_file(name: HubName, path: str, local: "LocalHub | None" = None) -> Path:
-    """One file of a repository as it is now, from the `local` hub where that has it. Raises UsageError where none has."""
-    from huggingface_hub import HfApi
+def fetch_file(name: HubName, path: str) -> Path | None:
+    """One file of a repository as it is now; None where there is no such repository, revision or file, or none that may
+    be seen. Raises UsageError where the Hub cannot tell."""
+    from huggingface_hub import HfApi, errors
 
-    found = local.find(name) if local is not None else None
-    if found is not None and (found[1] / path).is_file():
-        return found[1] / path
     api = HfApi()
     try:
         return Path(api.hf_hub_download(name.id, path, repo_type=name.kind, revision=name.revision))
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
+        if isinstance(error, errors.GatedRepoError):
+            raise UsageError(f"{name}: {_said(error, name, api)}") from error
+        return None
     except Exception as error:
         raise UsageError(f"{name}: {_said(error, name, api)}") from error
 
@@ -234,6 +236,4 @@ def _said(error: Exception, name: HubName, api: "HfApi") -> str:
         return f"there is none at {trouble.host}, or it is private and the token (HF_TOKEN) may not see it"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no revision {name.revision!r}"
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return f"it has no such file at {name.revision!r}"
     return str(trouble)

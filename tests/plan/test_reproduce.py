@@ -11,6 +11,7 @@ import yaml
 from planning import ROWS, Folder, experiment
 
 from cdpo.config.lock import LOCK, HubName
+from cdpo.errors import CdpoError
 from cdpo.hub.lineage import Lineage
 from cdpo.hub.recipe import recipe_of
 from cdpo.hub.retold import Retold
@@ -161,3 +162,70 @@ def test_the_tasks_file_of_every_run_has_its_keys(maker: Folder, tmp_path: Path,
         assert made.steps.keys() == {*run.steps}, run.name
         if "lora" not in run.name:  # whose layers come from a table, and are all written out
             assert made.runs[0].name == run.name
+
+
+def retold(maker: Folder, text: str) -> Retold:
+    plan = maker.plan(text)
+    return Retold(recipe(plan, plan.runs[0]))
+
+
+def test_files_of_one_name_and_in_another_order_get_places_of_their_own(maker: Folder) -> None:
+    for name in ("z/a.jsonl", "y/b.jsonl", "y/c.jsonl"):
+        maker.write(name, ROWS * len(name) + name[:1])
+    maker.table(
+        "datasets/preprocess.yaml",
+        "one: {path: './[yz]/*.jsonl', eval_path: ./y/c.jsonl}\ntwo: {path: './z/a.jsonl'}\n"
+        "all: {mix: [{dataset: one}, {dataset: two}, {dataset: three}]}\nthree: {path: ./parts/a.jsonl}\n",
+    )
+    told = retold(maker, experiment("{pipeline: SFT}", dataset="[all]"))
+    told.tasks()
+    shas = {what["sha256"][:8] for what in told.local.values()}
+    (other,) = [name for name in told.local if name.removeprefix("./")[:8] in shas]
+    assert [*told.local] == ["./one-files/*", "./c.jsonl", "./a.jsonl", other]
+    assert other.endswith("/a.jsonl")
+    assert told.local["./one-files/*"]["files"] == ["0000-b.jsonl", "0001-c.jsonl", "0002-a.jsonl"]
+
+
+def test_two_steps_of_one_pipeline_that_differ_are_refused(maker: Folder) -> None:
+    """The tables give the two reward models other learning rates."""
+    told = retold(
+        maker,
+        experiment(
+            "{pipeline: DPR, beta: 0.1, g: 0.3, gamma: 0.3, reward: {step: RM}}",
+            "EVALREWARD: {reward: {step: RM, model: two}}\n",
+            pipelines=STAGES,
+            dataset="[local]",
+        ),
+    )
+    with pytest.raises(CdpoError, match="two steps RM that differ in learning_rate"):
+        told.tasks()
+
+
+@pytest.mark.parametrize("name", ["../pairs.jsonl", "/etc/passwd", "", ".."])
+def test_a_recipe_leads_to_no_other_place(maker: Folder, name: str) -> None:
+    plan = maker.plan(experiment("{pipeline: SFT}", dataset="[local]"))
+    told = recipe(plan, plan.runs[0])
+    next(step for step in told["steps"] if step["pipeline"] == "PREP")["inputs"]["source"]["files"] = [name]
+    with pytest.raises(CdpoError, match="no plain name"):
+        Retold(told).tasks()
+
+
+def test_a_step_of_a_later_release_is_refused(maker: Folder) -> None:
+    plan = maker.plan(experiment("{pipeline: SFT}"))
+    told = recipe(plan, plan.runs[0])
+    told["steps"][0]["pipeline"] = "LATER"
+    with pytest.raises(CdpoError, match="LATER, which this release"):
+        Retold(told)
+
+
+def test_a_recipe_names_no_place_of_this_machine(maker: Folder, tmp_path: Path) -> None:
+    plan = maker.plan(
+        experiment(
+            "{pipeline: DPO, beta: 0.1, loss_type: './my.py:loss'}",
+            model=f"[{maker.path}/model]",
+            dataset=f"[{maker.path}/pairs.jsonl]",
+        )
+    )
+    told = recipe(plan, plan.runs[0])
+    assert (told["model"], told["dataset"]) == ("./model", "./pairs.jsonl")
+    assert str(tmp_path) not in json.dumps(told)
