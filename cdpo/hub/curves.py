@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cdpo.hub.lineage import Lineage
@@ -11,6 +11,8 @@ from cdpo.hub.lineage import Lineage
 CURVES = "curves.png"
 #: inches, and dots for each: drawn at twice the 900 pixels that a card shows it in
 WIDTH, ROW_HEIGHT, HEAD_HEIGHT, DPI = 9.0, 2.3, 0.25, 200
+#: characters beyond which a label is written small, so that it ends before the legend
+LONG = 60
 TRAINING, EVALUATION = "#1f5fa8", "#d1600a"
 #: what marks a measurement of the `tune` split among the names of metrics
 HELD_OUT = "eval_"
@@ -86,10 +88,12 @@ def draw_curves(trainings: Sequence[Training]) -> bytes | None:
         FigureCanvasAgg(figure)
         strips = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
         for strip, (label, panels) in zip(strips, rows, strict=True):
-            strip.suptitle(label, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
+            size = 10 if len(label) <= LONG else 7
+            strip.suptitle(label, x=0.01, ha="left", fontsize=size, fontweight="bold", parse_math=False)
             room = strip.subplots(1, len(panels), squeeze=False, gridspec_kw={"wspace": 0.06})[0]
             for axes, (panel, training, held_out) in zip(room, panels, strict=True):
-                _draw(axes, panel, training, held_out)
+                # what has no rewards imitates, and its loss is a cross-entropy
+                _draw(axes, replace(panel, axis="nats per token") if len(panels) == 1 else panel, training, held_out)
             named = {name: line for axes in room for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
             strip.legend(named.values(), named.keys(), loc="upper right", ncols=2, fontsize=8, frameon=False)
         stream = io.BytesIO()
@@ -112,6 +116,7 @@ def _draw(axes: Any, panel: Panel, training: list[tuple[int, float]], held_out: 
     axes.set_xlabel("optimiser steps", fontsize=9)
     axes.set_ylabel(panel.axis, fontsize=9)
     axes.tick_params(labelsize=8)
+    axes.set_xlim(0, 1.03 * max(1, *(at for at, _ in (*training, *held_out))))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if panel.limits:
         axes.set_ylim(*panel.limits)
