@@ -79,7 +79,10 @@ CASES: dict[str, str] = {
         seed="[1, 2]",
     ),
     "seeds": experiment(
-        "{pipeline: DPO, beta: 0.1}", "SFT: {seed: 0}\nEVALREWARD: {reward: cost}\n", seed="[5, 6]", pipelines=STAGES
+        "{pipeline: DPO, beta: 0.1}",
+        "SFT: {seed: 0, num_train_epochs: 1}\nEVALREWARD: {reward: cost}\n",
+        seed="[5, 6]",
+        pipelines=STAGES,
     ),
     "adapters": experiment(
         "{pipeline: DPO, beta: 0.1, lora: {r: 4}}",
