@@ -88,13 +88,26 @@ def _body(lineage: Lineage, repo: str, curves: bool = False) -> list[str]:
 
 def _opening(lineage: Lineage, what: str, title: str = "") -> list[str]:
     """The title, and what was trained on what in one sentence."""
-    model = bare_name(lineage.ref.get("model"))
-    told = [code(model) if model else "a model", *(_training(lineage, each) for each in lineage.trainings)]
+    told = [_named(lineage), *(_training(lineage, each) for each in lineage.trainings)]
     story = f"{told[0]}, trained by {', then by '.join(told[1:])}" if told[1:] else f"{told[0]}, as it is"
     version = lineage.steps[-1]["versions"]["cdpo"] if lineage.steps else ""
     seed = lineage.ref.get("seed")
     made = f"Made by cdpo {plain(version)} under the tag {code(lineage.tag)}{'' if seed is None else f', seed {seed}'}."
     return [f"# {title}{plain(lineage.run)}", "", f"{what}{story}.", "", made, ""]
+
+
+def _named(lineage: Lineage) -> str:
+    """The model that the run began with, and what it is on the Hub where its name does not say so."""
+    name = bare_name(lineage.ref.get("model"))
+    first = next((each for each in (*lineage.trainings, *lineage.steps) if "model" in each["inputs"]), None)
+    inputs = first["inputs"] if first else {}
+    hub = [given["hub"] for role in ("model_adapter", "model") if "hub" in (given := inputs.get(role, {}))]
+    return _with_hub(code(name) if name else "a model", name, hub[:1])
+
+
+def _with_hub(shown: str, name: str | None, hub: Sequence[str]) -> str:
+    others = [code(each) for each in dict.fromkeys(hub) if each not in (name or "")]
+    return f"{shown} ({', '.join(others)})" if others else shown
 
 
 def _training(lineage: Lineage, manifest: Mapping[str, Any]) -> str:
@@ -139,7 +152,15 @@ def _data(lineage: Lineage) -> list[str]:
         kept = summary.get("kept", {})
         counts = [f"{kept[split]:,}" if split in kept else "" for split in ("train", "tune", "eval")]
         name = f"mixture {code(each['name'])}" if each["pipeline"] == MIXTURE else code(each["name"])
-        rows.append([name, f"{read:,}" if read else "", *counts, _dropped(summary.get("dropped", {}))])
+        hub = [given["hub"] for given in each["inputs"].values() if "hub" in given]
+        rows.append(
+            [
+                _with_hub(name, each["name"], hub),
+                f"{read:,}" if read else "",
+                *counts,
+                _dropped(summary.get("dropped", {})),
+            ]
+        )
     lines = ["## Data", "", *table(["dataset", ">rows read", ">train", ">tune", ">eval", "dropped"], rows), ""]
     for each in lineage.steps:
         rows_of = each["summary"].get("rows")

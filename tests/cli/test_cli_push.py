@@ -131,7 +131,7 @@ def test_from_own_pairs_to_a_model_in_a_folder_and_on_the_hub(tmp_path: Path, hu
     run_cdpo("execute", cwd=again)
     figures = run_cdpo(*words, cwd=tmp_path, env=env_read).stdout
     assert re.search(r"reward/mean +\d", figures)
-    assert "10 of 10 figures are the same" in figures
+    assert "4 of 4 figures are the same" in figures
     (again / "my.py").write_text(REWARD.replace("len(each)", "2 * len(each)"))
     assert "my.py:score" in run_cdpo(*words, cwd=tmp_path, env=env_read, check=1).stdout
     assert "OTHER KEY  EVALREWARD" in run_cdpo(*words, cwd=tmp_path, env=env_read, check=1).stdout

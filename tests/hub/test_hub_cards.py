@@ -77,6 +77,19 @@ def test_a_card_says_what_was_trained_on_what() -> None:
     assert CURVES not in card
 
 
+def test_short_names_are_told_with_what_they_are_on_the_hub() -> None:
+    told = lineage()
+    told.ref |= {"model": "Q0.5B"}
+    told.steps[0]["inputs"]["source"] = {"hub": "lab/rows", "kind": "dataset", "revision": "1" * 40, "split": "train"}
+    told.steps[1]["inputs"]["model"] = {"hub": "Qwen/Qwen1.5-0.5B", "kind": "model", "revision": "2" * 40}
+    card = model_card(told, None, "a/b")
+    assert "\n`Q0.5B` (`Qwen/Qwen1.5-0.5B`), trained by **SFT**" in card
+    assert "| `pairs` (`lab/rows`) | 60 |" in card
+    assert "model: model Qwen/Qwen1.5-0.5B at commit 2222" in card
+    told.ref |= {"model": "Qwen/Qwen1.5-0.5B@v1"}
+    assert "\n`Qwen/Qwen1.5-0.5B@v1`, trained by" in model_card(told, None, "a/b")
+
+
 @pytest.mark.parametrize("repo", ["lab/DPR_tiny", "local/x"])
 def test_a_card_says_how_to_make_it_again(repo: str) -> None:
     for card in (model_card(lineage(), None, repo), evaluation_card(lineage(), repo)):
