@@ -1,8 +1,8 @@
 """PUSH: publish what a run made under its name: its model, its responses and their scores.
 
-The model goes to a repository of the run's name, on a branch named after the tag; responses and scores go to a dataset
-of its own, as a config named after the tag. Both come with a card. Where to is said by
-`configs/services/huggingface.yaml` (cdpo/config/hub.py): a folder, or the Hugging Face Hub.
+The model goes to a repository of the run's name, on a branch named after the tag, with the curves of its training as
+a picture; responses and scores go to a dataset of its own, as a config named after the tag. Both come with a card.
+Where to is said by `configs/services/huggingface.yaml` (cdpo/config/hub.py): a folder, or the Hugging Face Hub.
 
 out/pushed.json: a list of {kind, repo, branch, commit, url}.
 
@@ -37,7 +37,7 @@ class PUSHParams(Params):
 
 PIPELINE = Pipeline(
     name="PUSH",
-    version=1,
+    version=2,
     params=PUSHParams,
     takes={"model": "trained", "responses": "responses", "scores": "scores"},
     optional=("model", "responses", "scores"),
@@ -55,6 +55,7 @@ def run(step: Step) -> dict[str, Any]:
     from cdpo.files import write_json
     from cdpo.hub.cards import evaluation_card, index_card, model_card
     from cdpo.hub.contents import evaluation_files, model_files
+    from cdpo.hub.curves import CURVES, curves_of
     from cdpo.hub.lineage import Lineage
     from cdpo.hub.open import open_hub
     from cdpo.hub.recipe import RECIPE, recipe_of
@@ -68,12 +69,15 @@ def run(step: Step) -> dict[str, Any]:
     made = []
     if step.has("model"):
         files, base = model_files(step)
-        files |= {"README.md": model_card(lineage, base).encode(), RECIPE: recipe}
+        curves = curves_of(lineage)
+        card = model_card(lineage, base, hub.id_of(params.model_repo), curves is not None)
+        files |= {"README.md": card.encode(), RECIPE: recipe, **({CURVES: curves} if curves else {})}
         step.note(f"publishing the model {params.model_repo}@{params.tag} ({params.hub})")
         made.append(("model", hub.replace("model", params.model_repo, params.tag, files)))
     if step.has("responses"):
         files = evaluation_files(step)
-        files |= {"README.md": evaluation_card(lineage).encode(), RECIPE: recipe}
+        card = evaluation_card(lineage, hub.id_of(params.evaluation_repo))
+        files |= {"README.md": card.encode(), RECIPE: recipe}
         step.note(f"publishing the evaluation {params.evaluation_repo}, config {params.tag} ({params.hub})")
         published = hub.put_folder("dataset", params.evaluation_repo, params.tag, files, index_card(params.run))
         made.append(("dataset", published))

@@ -276,7 +276,7 @@ class _ExperimentReader:
         for task in experiment.tasks:
             if task.method != BASE and not method_listed(self.pipelines[task.method], listed):
                 at: YamlPath = (*self.path, "pipelines")
-                self._at(at, f"tasks name {task.method}, which is not listed here: add {_stage_word(task.method)}")
+                self._at(at, f"tasks name {task.method}, which is not listed here: add {stage_word(task.method)}")
         reachable = {*experiment.stages, *used, "PREP"}
         trained = [axis for axes in experiment.settings.values() for axis in axes if axis.name == REWARD]
         trained += [axis for task in experiment.tasks for axis in task.axes if axis.name == REWARD]
@@ -295,7 +295,7 @@ def method_listed(method: Pipeline, listed: list[Pipeline]) -> bool:
     return any(each.name == method.name or (each.rank == method.rank and each.method) for each in listed)
 
 
-def _stage_word(method: str) -> str:
+def stage_word(method: str) -> str:
     """The word under which `pipelines` lists the training of `method`: DPO for all methods of its rank."""
     known = pipelines()
     same = [each.name for each in known.values() if each.method and each.stage and each.rank == known[method].rank]

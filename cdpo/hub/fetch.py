@@ -51,6 +51,22 @@ def fetch(lock: Lock, names: Sequence[HubName], say: Callable[[str], None], loca
         raise UsageError("\n".join(problems)) from next(iter(problems.values()))
 
 
+def fetch_file(name: HubName, path: str) -> Path | None:
+    """One file of a repository as it is now; None where there is no such repository, revision or file, or none that may
+    be seen. Raises UsageError where the Hub cannot tell."""
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi()
+    try:
+        return Path(api.hf_hub_download(name.id, path, repo_type=name.kind, revision=name.revision))
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
+        if isinstance(error, errors.GatedRepoError):
+            raise UsageError(f"{name}: {_said(error, name, api)}") from error
+        return None
+    except Exception as error:
+        raise UsageError(f"{name}: {_said(error, name, api)}") from error
+
+
 def _fetch(api: "HfApi", lock: Lock, name: HubName, say: Callable[[str], None]) -> None:
     known = pin = lock.find(name)
     if pin is None:

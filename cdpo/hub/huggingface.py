@@ -38,6 +38,11 @@ class HuggingFaceHub:
         self._api, self._room, self._private, self._note = HfApi(), room, private, note
         self._owner = owner
 
+    def id_of(self, name: str) -> str:
+        if self._owner is None:
+            self._owner = self._insist(lambda: str(self._api.whoami()["name"]), "the owner of the token")
+        return f"{self._owner}/{name}"
+
     def replace(self, kind: Kind, name: str, branch: str, files: Files) -> Published:
         repo = self._made(kind, name)
         with self._alone(repo):
@@ -113,9 +118,7 @@ class HuggingFaceHub:
 
     def _made(self, kind: Kind, name: str) -> str:
         """The id of a repository that is there."""
-        if self._owner is None:
-            self._owner = self._insist(lambda: str(self._api.whoami()["name"]), "the owner of the token")
-        repo = f"{self._owner}/{name}"
+        repo = self.id_of(name)
         self._insist(
             lambda: self._api.create_repo(repo, repo_type=kind, private=self._private, exist_ok=True), f"{kind} {repo}"
         )

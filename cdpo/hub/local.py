@@ -28,6 +28,9 @@ class LocalHub:
     def __init__(self, root: Path, owner: str) -> None:
         self.root, self.owner = root, owner
 
+    def id_of(self, name: str) -> str:
+        return f"{self.owner}/{name}"
+
     def replace(self, kind: Kind, name: str, branch: str, files: Files) -> Published:
         repo = self._repo(kind, f"{self.owner}/{name}")
         with self._alone(repo):

@@ -33,6 +33,9 @@ def folders_of(paths: Iterable[str]) -> list[str]:
 class Hub(Protocol):
     """Somewhere to publish to. Every method may be called again after it failed, and then does what is left to do."""
 
+    def id_of(self, name: str) -> str:
+        """`owner/name` of a repository that is published to as `name`."""
+
     def replace(self, kind: Kind, name: str, branch: str, files: Files) -> Published:
         """Let a branch of the repository `name`, which is made where it is not there, hold just these files."""
 

@@ -1,6 +1,7 @@
 """A run is published, and what was published is trained on again: a folder, then the Hub."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,6 +79,9 @@ def test_from_own_pairs_to_a_model_in_a_folder_and_on_the_hub(tmp_path: Path, hu
     model, evaluation = pushed(folder)
     assert (model["repo"], model["branch"]) == (f"local/{RUN}", "mine")
     card = (Path(model["url"]) / "README.md").read_text()
+    assert (Path(model["url"]) / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "](curves.png)" in card
+    assert f"cdpo reproduce local/{RUN}@mine --to again" in card
     for wanted in ("reward/mean", "pairs.jsonl, sha256", "max_steps: 2", "my.py:score"):
         assert wanted in card
     assert str(tmp_path) not in card
@@ -117,8 +121,8 @@ def test_from_own_pairs_to_a_model_in_a_folder_and_on_the_hub(tmp_path: Path, hu
     words = ("reproduce", f"lab/{RUN}@mine", "--to", again)
     env_read = hub.environment(tmp_path / "another cache", WRITER)
     said = run_cdpo(*words, cwd=tmp_path, env=env_read, check=1).stdout
-    assert "cannot be had: pairs.jsonl, sha256 " in said
-    assert "cannot be had: my.py" in said
+    assert "cannot be had: ./pairs.jsonl, the maker's own data, sha256 " in said
+    assert "cannot be had: ./my.py:score, the maker's own function, sha256 " in said
     for name in ("pairs.jsonl", "my.py"):
         (again / name).write_bytes((folder / name).read_bytes())
     said = run_cdpo(*words, cwd=tmp_path, env=env_read).stdout
@@ -126,9 +130,10 @@ def test_from_own_pairs_to_a_model_in_a_folder_and_on_the_hub(tmp_path: Path, hu
     assert "OTHER KEY" not in said
     run_cdpo("execute", cwd=again)
     figures = run_cdpo(*words, cwd=tmp_path, env=env_read).stdout
-    assert "reward/mean" in figures
-    assert "differs" not in figures
+    assert re.search(r"reward/mean +\d", figures)
+    assert "4 of 4 figures are the same" in figures
     (again / "my.py").write_text(REWARD.replace("len(each)", "2 * len(each)"))
+    assert "my.py:score" in run_cdpo(*words, cwd=tmp_path, env=env_read, check=1).stdout
     assert "OTHER KEY  EVALREWARD" in run_cdpo(*words, cwd=tmp_path, env=env_read, check=1).stdout
     # what is taken back is what was published under the tag, there and in the folder
     shown = run_cdpo("clear", "-t", "mine", "-y", cwd=folder, env=env).stdout

@@ -1,0 +1,275 @@
+"""A recipe as a tasks file whose plan has the same keys.
+
+A step's values are written out, so that the tables of whoever makes it again play no part; what stands in the name
+tables of its maker goes into the `models:`, `datasets:` and `rewards:` of the tasks file. Repositories of the Hub are
+named by their commit, files by their name. A recipe comes from the Hub, and so from anybody: nothing in it is believed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from cdpo.config.experiment import stage_word
+from cdpo.config.tables import TABLED
+from cdpo.config.values import REWARD, SEED
+from cdpo.errors import CdpoError
+from cdpo.pipeline import MIXTURE, PREP, Pipeline, pipelines
+from cdpo.plan.names import safe
+
+#: inputs that are functions of a user's own, and the parameters that name them
+PLUGINS = {"rule_plugin": "rule", "reward_plugin": REWARD, "loss_plugin": "loss_type"}
+#: a parameter that a dataset gives
+GOLD = "gold"
+
+
+class Retold:
+    """Raises CdpoError where a recipe is none that this release could have written, or where no tasks file says it."""
+
+    def __init__(self, recipe: Mapping[str, Any]) -> None:
+        self.recipe = recipe
+        self.known = pipelines()
+        self.steps: dict[str, dict[str, Any]] = {step["key"]: step for step in recipe["steps"]}
+        for step in recipe["steps"]:
+            if step["pipeline"] not in self.known:
+                raise CdpoError(f"it has a step {step['pipeline']}, which this release of cdpo does not have")
+        #: reward models that were trained for a step which names them
+        self.trained = {
+            given["step"]
+            for step in recipe["steps"]
+            for role, given in step["inputs"].items()
+            if role in (REWARD, f"{REWARD}_adapter") and "step" in given
+        }
+        #: files, folders and functions that must be there, as the tasks file names them -> what is hashed of each
+        self.local: dict[str, dict[str, Any]] = {}
+        #: what lies on a hub, as a name table names it: (kind, id@commit, config) -> the input
+        self.hub: dict[tuple[str, str, str | None], dict[str, Any]] = {}
+        self.models: dict[str, Any] = {}
+        self.datasets: dict[str, Any] = {}
+        self.rewards: dict[str, Any] = {}
+        #: key of a step that prepares data -> the name of its dataset
+        self._named: dict[str, str] = {}
+        self._stages: list[str] = []
+        self._settings: dict[str, dict[str, Any]] = {}
+        self._task: dict[str, Any] = {}
+
+    def tasks(self) -> dict[str, Any]:
+        """The content of the tasks file."""
+        recipe = self.recipe
+        main = [step for step in recipe["steps"] if self._is_stage(step) and step["key"] not in self.trained]
+        if not main:
+            raise CdpoError(f"{recipe['run']} has no steps")
+        model = next((name for step in main if (name := self._model(step, recipe["model"]))), recipe["model"])
+        data = next(found for step in reversed(main) if (found := self._data_of(step)))
+        dataset = self._dataset(data, recipe["dataset"])
+        self._give_gold(data, main)
+        self._task["pipeline"] = recipe["method"]
+        for step in main:
+            self._add(step, model, dataset)
+        experiment = {
+            "tag": recipe["tag"],
+            "pipelines": sorted(dict.fromkeys(self._stages), key=list(self.known).index),
+            "model": [model],
+            "dataset": [dataset],
+            "seed": [recipe["seed"]],
+            **self._settings,
+            "tasks": [self._task],
+        }
+        tables = {"models": self.models, "datasets": self.datasets, "rewards": self.rewards}
+        return {**{name: table for name, table in tables.items() if table}, "experiments": [experiment]}
+
+    def _is_stage(self, step: Mapping[str, Any]) -> bool:
+        """Whether a user asks for such a step; the others come with those that need them, or with a dataset."""
+        pipeline = self.known[step["pipeline"]]
+        return not pipeline.brought and pipeline.name not in (PREP, MIXTURE)
+
+    # -- stages -------------------------------------------------------------------------------------------------------
+
+    def _add(self, step: Mapping[str, Any], model: str, dataset: str) -> None:
+        """Write one stage, with the reward model that it names."""
+        pipeline = self.known[step["pipeline"]]
+        values = self._values(step)
+        if REWARD in pipeline.takes.values() and "reward_plugin" not in step["inputs"]:
+            reward = self._reward(step, model, dataset)
+            values |= {} if reward is None else {REWARD: reward}
+        if step["seed"] is not None and step["seed"] != self.recipe["seed"]:
+            values[SEED] = step["seed"]
+        self._stages.append(pipeline.name if pipeline.stage else stage_word(pipeline.name))
+        if pipeline.name == self.recipe["method"]:
+            # what its name carries stands in the task, so that the run is called the same
+            named = [name for name in self.recipe.get("params") or {} if name in {*values, *step["params"]}]
+            self._task |= {name: values.pop(name, step["params"].get(name)) for name in named}
+        self._set(pipeline, values)
+
+    def _set(self, pipeline: Pipeline, values: dict[str, Any]) -> None:
+        before = self._settings.setdefault(pipeline.name, values)
+        if before != values:
+            differing = sorted(name for name in {*before, *values} if before.get(name) != values.get(name))
+            raise CdpoError(
+                f"{self.recipe['run']} has two steps {pipeline.name} that differ in {', '.join(differing)}, which one "
+                "tasks file cannot say; make the first of them by itself, and name what it leaves by its folder"
+            )
+        if not values:
+            del self._settings[pipeline.name]
+
+    def _values(self, step: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a step, but for the defaults in the code, as a tasks file writes them."""
+        model = self.known[step["pipeline"]].params
+        try:
+            params = model.model_validate(step["params"])
+        except ValidationError as error:
+            raise CdpoError(f"{step['pipeline']} of this release has other parameters: {error}") from None
+        values = params.model_dump(exclude_defaults=True)
+        whole = params.model_dump()
+        # a table could give others in their place
+        values |= {name: whole[name] for name in TABLED if whole.get(name) is not None}
+        values |= {"lora": whole["lora"]} if whole.get("lora") is not None else {}
+        if step["pipeline"] != PREP:
+            values.pop(GOLD, None)
+        values = {name: [value] if isinstance(value, list) else value for name, value in values.items()}
+        for role, given in step["inputs"].items():
+            if role in PLUGINS:
+                values[PLUGINS[role]] = self._plugin(given)
+        return values
+
+    def _plugin(self, given: Mapping[str, Any]) -> str:
+        source, _, function = str(given["plugin"]).rpartition(":")
+        if not source.endswith(".py"):
+            self.local[f"{source}:{function}"] = {"plugin": True, "sha256": given["sha256"]}
+            return f"{source}:{function}"
+        return self._placed(_bare(source), given["sha256"], {"plugin": True}, f":{function}")
+
+    # -- models -------------------------------------------------------------------------------------------------------
+
+    def _reward(self, step: Mapping[str, Any], model: str, dataset: str) -> Any:
+        """What a step writes as its `reward`; None where it has none, and its dataset a reward in closed form."""
+        given = step["inputs"].get(f"{REWARD}_adapter") or step["inputs"].get(REWARD)
+        if given is None:
+            return None
+        # as it was written, so that the run is called the same
+        written = (self.recipe.get("params") or {}).get(REWARD) if step["pipeline"] == self.recipe["method"] else None
+        if "step" not in given:
+            return self._enter(self.rewards, written if isinstance(written, str) else "reward", self._entry(given))
+        named = written if isinstance(written, dict) else {}
+        trained = self.steps[given["step"]]
+        data = self._data_of(trained)
+        assert data is not None
+        found = {"step": trained["pipeline"], "model": self._model(trained, named.get("model", model)) or model}
+        found["dataset"] = self._dataset(data, named.get("dataset", data["name"]))
+        found = {name: value for name, value in found.items() if name == "step" or value not in (model, dataset)}
+        self._stages.append(trained["pipeline"])
+        self._set(self.known[trained["pipeline"]], self._values(trained))
+        return (
+            found if trained["seed"] == self.recipe["seed"] and SEED not in named else {**found, SEED: trained["seed"]}
+        )
+
+    def _model(self, step: Mapping[str, Any], wanted: str) -> str | None:
+        """The name of the model that a step trains or runs; None of one that an earlier step made."""
+        given, adapter = step["inputs"].get("model"), step["inputs"].get("model_adapter", {})
+        if given is None or "step" in given:
+            return None
+        if "hub" not in adapter:
+            return self._enter(self.models, wanted, self._entry(given))
+        self._on_hub(given)  # which the adapter names by itself
+        return self._enter(self.models, wanted, self._entry(adapter))
+
+    def _entry(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        if "built" in given:
+            return {"build": given["built"]}
+        if "hub" in given:
+            return {"id": self._on_hub(given)}
+        return {"path": self._placed(_bare(given["folder"]), given["sha256"], {"folder": True})}
+
+    def _enter(self, table: dict[str, Any], wanted: str, entry: dict[str, Any]) -> str:
+        """The name of `entry` in a table: the one that it has there, or `wanted`, or one like it."""
+        for name, other in table.items():
+            if other == entry:
+                return name
+        name = next(name for at in range(1, len(table) + 2) if (name := wanted + f"-{at}" * (at > 1)) not in table)
+        table[name] = entry
+        return name
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def _data_of(self, step: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The step that prepared what a step reads."""
+        given = step["inputs"].get("data")
+        if given is None:
+            return None
+        found = self.steps[given["step"]]
+        return found if found["pipeline"] in (PREP, MIXTURE) else self._data_of(found)
+
+    def _dataset(self, step: Mapping[str, Any], wanted: str) -> str:
+        """The name of what a step prepares. The names of a mixture's parts count in its key, and stay."""
+        if step["key"] in self._named:
+            return self._named[step["key"]]
+        if step["pipeline"] == PREP:
+            name = self._enter(self.datasets, wanted, self._prepared(step, wanted))
+        else:
+            parts = step["params"]["parts"]
+            for at, part in enumerate(parts):
+                own = self.steps[step["inputs"][f"data_{at}"]["step"]]
+                name = part["dataset"]
+                if self.datasets.setdefault(name, entry := self._prepared(own, name)) != entry:
+                    raise CdpoError(f"{self.recipe['run']} calls two datasets {name}, which no tasks file can say")
+                self._named[own["key"]] = name
+            name = self._enter(self.datasets, wanted, {"mix": parts})
+        self._named[step["key"]] = name
+        return name
+
+    def _prepared(self, step: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """The entry of a dataset that a PREP step prepares."""
+        entry: dict[str, Any] = {
+            name: value[0] if isinstance(value, list) else value for name, value in self._values(step).items()
+        }
+        entry.setdefault("rule", step["params"]["rule"])
+        for role, word in (("source", ""), ("source_eval", "eval_")):
+            given = step["inputs"].get(role)
+            if given is None:
+                continue
+            if "hub" in given:
+                entry |= {"id": self._on_hub(given), f"{word}split": given["split"]}
+                entry |= {"config": given["config"]} if given.get("config") else {}
+            else:
+                entry[f"{word}path"] = self._files(given, f"{name}-eval" if word else name)
+        return entry
+
+    def _files(self, given: Mapping[str, Any], name: str) -> str:
+        """One file by its name; several in a folder of their own, where their names put them into the same order."""
+        files = [_bare(file) for file in given["files"]]
+        if len(files) == 1:
+            return self._placed(files[0], given["sha256"], {"files": files})
+        if files != sorted(set(files)):
+            files = [f"{at:04}-{file}" for at, file in enumerate(files)]
+        return self._placed(f"{safe(name)}-files", given["sha256"], {"files": files}, "/*")
+
+    def _give_gold(self, data: Mapping[str, Any], main: list[dict[str, Any]]) -> None:
+        """Let the run's dataset have the reward in closed form that scored it; of a mixture, all its parts."""
+        gold = next((step["params"][GOLD] for step in main if step["params"].get(GOLD) is not None), None)
+        if gold is None:
+            return
+        parts = [data] if data["pipeline"] == PREP else [self.steps[each["step"]] for each in data["inputs"].values()]
+        for part in parts:
+            self.datasets[self._named[part["key"]]][GOLD] = gold
+
+    # -- sources ------------------------------------------------------------------------------------------------------
+
+    def _on_hub(self, given: Mapping[str, Any]) -> str:
+        name = f"{given['hub']}@{given['revision']}"
+        self.hub[given["kind"], name, given.get("config")] = dict(given)
+        return name
+
+    def _placed(self, name: str, sha256: str, what: dict[str, Any], end: str = "") -> str:
+        """Where something of the maker's own is to be put; two that have one name lie in folders of their own."""
+        entry = {**what, "sha256": sha256}
+        for place in (f"./{name}{end}", f"./{sha256[:8]}/{name}{end}"):
+            if self.local.setdefault(place, entry) == entry:
+                return place
+        raise CdpoError(f"{self.recipe['run']} has two files {name}")
+
+
+def _bare(name: Any) -> str:
+    """A name from a recipe that is put into a path. Raises CdpoError where it would lead elsewhere."""
+    if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
+        raise CdpoError(f"the recipe names a file {name!r}, which is no plain name")
+    return name
