@@ -57,6 +57,8 @@ class Device:
     checkpoint_seconds: float = 600.0
     #: thresholds of what ends a step early (cdpo/config/watchdog.py); None: nothing does
     watchdog: dict[str, Any] | None = None
+    #: trackers that are told of a training (cdpo/config/trackers.py)
+    report_to: list[str] = field(default_factory=list)
     #: the interpreter that has vLLM and arguments of its engine (cdpo/config/vllm.py)
     vllm: dict[str, Any] = field(default_factory=dict)
     #: the server that answers for the step's model (cdpo/engine/services); None where it runs the model itself

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from cdpo.config.trackers import listed, obstacles
 from cdpo.errors import CdpoError
 from cdpo.project import Project
 
@@ -73,6 +74,15 @@ def _vllm(python: str | None) -> list[str]:
     return []
 
 
+def _trackers(names: list[str]) -> list[str]:
+    """Whether those that devices.yaml reports to can be told of a training."""
+    wrong = obstacles(names)
+    for name in names:
+        if not any(each.startswith(f"report_to: {name} ") for each in wrong):
+            _found(f"report_to: {name} {version(name)}")
+    return [_wrong(each) for each in wrong]
+
+
 def _hardware() -> list[str]:
     from cdpo.engine.gpus import foreign, nvml
 
@@ -122,6 +132,7 @@ def _project(project: Project) -> list[str]:
         click.echo(f"optional {project.tasks} is absent: `cdpo init` writes a starter project")
     try:
         wrong += _vllm(project.devices().vllm.python)
+        wrong += _trackers(listed(project.devices().report_to))
         _engine(project)
     except CdpoError as error:
         wrong.append(_wrong(str(error).splitlines()[0], "wrong"))

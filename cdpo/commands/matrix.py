@@ -14,6 +14,7 @@ import click
 
 from cdpo.commands.preflight import preflight_lines, preflight_pages
 from cdpo.config.problems import suggest
+from cdpo.config.trackers import listed, refuse_untracked
 from cdpo.errors import UsageError
 from cdpo.files import write_json
 from cdpo.pipeline import pipelines
@@ -50,9 +51,10 @@ def prep(project: Project, display: Any) -> None:
     from cdpo.engine.show.display import make_display
     from cdpo.prepare import prepare
 
+    devices = project.devices()
+    refuse_untracked(listed(devices.report_to))
     plan = project.fetched(project.plan, say)
     project.refuse_takeover(plan)
-    devices = project.devices()
     refuse_unserved(devices, plan.steps.values())
     found = prepare(project, plan, devices, make_display(display), say)
     project.freeze(plan, found)
@@ -88,6 +90,7 @@ def show_plan(project: Project, as_json: bool) -> None:
         estimates = estimate_lines(project.store, todo)
         more = [*plan.notes, *_shard_lines(devices, todo), *estimates, *fit.lines(todo)]
         click.echo(plan_table(plan, found, more))
+    refuse_untracked(listed(devices.report_to))
     refuse_unserved(devices, todo)
     _refuse(fit.obstacles(todo))
 
@@ -104,6 +107,7 @@ def execute(
     if smoke:
         return _smoke(project, display)
     devices = project.devices()
+    refuse_untracked(listed(devices.report_to))
     plan = project.fetched(project.plan, say)
     keys = chosen_keys(plan, only, runs)
     refuse_unrunnable(plan, keys)
@@ -142,6 +146,9 @@ def _smoke(project: Project, display: Any) -> int:
         plan = scratch.fetched(lambda: plan_file(project.tasks, project.configs, smoke=True), say)
         refuse_unrunnable(plan, None)
         devices = project.devices()
+        refuse_untracked(listed(devices.report_to))
+        # what is thrown away is told nobody
+        devices = devices.model_copy(update={"report_to": []})
         refuse_unserved(devices, plan.steps.values())
         prepare(scratch, plan, devices, make_display(display))
         try:

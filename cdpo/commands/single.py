@@ -6,6 +6,7 @@ import yaml
 
 from cdpo.commands.matrix import refuse_unrunnable, say
 from cdpo.config.experiment import BASE, experiments_of
+from cdpo.config.trackers import listed, refuse_untracked
 from cdpo.config.values import REWARD
 from cdpo.config.yaml_reader import parse_yaml, plain_scalar
 from cdpo.errors import UsageError
@@ -26,6 +27,7 @@ def run_one(
     from cdpo.prepare import prepare
 
     devices = project.devices()
+    refuse_untracked(listed(devices.report_to))
     plan = project.fetched(lambda: plan_one(project, name, stages, chosen, words), say)
     refuse_unrunnable(plan, None)
     prep = prepare(project, plan, devices, make_display(display), say)

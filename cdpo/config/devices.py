@@ -12,6 +12,7 @@ from cdpo.config.params import Count, Params, Positive
 from cdpo.config.paths import PathError
 from cdpo.config.problems import ConfigError, Problem, suggest
 from cdpo.config.services import ServiceParams, read_services
+from cdpo.config.trackers import ReportTo, listed
 from cdpo.config.validation import checked
 from cdpo.config.vllm import VllmParams, with_interpreter
 from cdpo.config.watchdog import Watchdog
@@ -73,6 +74,8 @@ class Devices(Params):
         Discriminator(lambda value: "off" if value is False else "thresholds"),
     ] = Watchdog()
     """What ends a step whose result would be worth nothing; `false`: nothing does."""
+    report_to: ReportTo = Field(default_factory=list)
+    """Who is told of trainings: `wandb`, `trackio`, `tensorboard`, or a list of them. It changes no key, no result."""
     vllm: VllmParams = VllmParams()
     """Of `backend: vllm`: where vLLM is installed, and arguments of its engine."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
@@ -126,6 +129,7 @@ class Devices(Params):
             fsdp_version=launcher.fsdp_version,
             checkpoint_seconds=60.0 * self.checkpoint_minutes,
             watchdog=self.watchdog.model_dump() if self.watchdog else None,
+            report_to=listed(self.report_to),
             vllm=self.vllm.model_dump(exclude_none=True),
         )
 

@@ -36,8 +36,8 @@ def training_arguments(
 ) -> Any:
     """A `config` (SFTConfig, RewardConfig, DPOConfig) to train on so many rows; `method` holds the method's own fields.
 
-    Nothing is reported to anybody, and no setting depends on the environment. Raises StepError where the processes are
-    not those that the step asked for.
+    Trainer itself reports nothing to anybody (trackers have processes of their own: cdpo/train/tracking.py), and no
+    setting depends on the environment. Raises StepError where the processes are not those that the step asked for.
     """
     refuse_unshardable(step.device, params, precision.compute)
     micro = micro_batch(step.device, params.batch_size)

@@ -18,6 +18,7 @@ from cdpo.train.reporting import Samples, add_callbacks
 from cdpo.train.rows import Splits
 from cdpo.train.scores import means, write_scores
 from cdpo.train.sharded import cuts_weights, obey, training
+from cdpo.train.tracking import tracked
 from cdpo.train.trainable import save_model, settle
 
 
@@ -73,14 +74,15 @@ def fit(
     before = score(held_out, step.checkpoints / "before")
     scoring = (time.monotonic() - began) * (len(held_out) + len(tune)) / max(1, len(held_out))
     checkpoints = Checkpoints(step, trainer, scoring)
-    with training(trainer):
-        result = checkpoints.train()
-    seconds = checkpoints.training_seconds
-    settle(trainer, step, precision)
-    tables = {"eval": (splits.eval, score(held_out)), "tune": (splits.tune, score(tune))}
-    save_model(trainer, tokenizer, step.out)
-    if step.rank == 0:
-        write_scores(step.out, tables)
+    with tracked(step, trainer):
+        with training(trainer):
+            result = checkpoints.train()
+        seconds = checkpoints.training_seconds
+        settle(trainer, step, precision)
+        tables = {"eval": (splits.eval, score(held_out)), "tune": (splits.tune, score(tune))}
+        save_model(trainer, tokenizer, step.out)
+        if step.rank == 0:
+            write_scores(step.out, tables)
     tokens = trainer.tokens_seen
     return {
         "optimiser_steps": trainer.state.global_step,

@@ -109,7 +109,7 @@ def test_no_secret_of_the_whole_playground_is_told(tmp_path: Path, answering: Op
     folder = write_project(tmp_path / "project", TASKS, datasets=DATASETS)
     (folder / "my.py").write_text(BROKEN)
     (folder / "configs" / "devices.yaml").write_text(
-        f"gpus: []\nservices: {{GEN: {{url: {answering.url}, api: vllm, api_key: SERVER_KEY}}}}\n"
+        f"gpus: []\nreport_to: [wandb, trackio, tensorboard]\nservices: {{GEN: {{url: {answering.url}, api: vllm, api_key: SERVER_KEY}}}}\n"
     )
     token_file = folder / "configs" / "services" / "huggingface.yaml"
     token_file.parent.mkdir()
@@ -117,7 +117,7 @@ def test_no_secret_of_the_whole_playground_is_told(tmp_path: Path, answering: Op
     told = []
 
     with Hub(tmp_path / "hub", accounts=accounts) as hub, command_lines() as lines:
-        env = {**hub.environment(tmp_path / "cache", None), **OTHERS, "SERVER_KEY": SERVER_KEY}
+        env = {**hub.environment(tmp_path / "cache", None), **OTHERS, "SERVER_KEY": SERVER_KEY, "WANDB_MODE": "offline"}
 
         def run(*words: object, check: int | None = 0, **more: str) -> None:
             done = run_cdpo("--debug", *words, cwd=folder, check=check, env={**env, **more})

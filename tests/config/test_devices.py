@@ -41,6 +41,9 @@ WRONG = {
     "services: {GEN: {url: 'http://x/v1', processes: 2}}\n": "1:38: services.GEN.processes: leave it out: `url` names",
     "services: {GEN: {url: 'x:8000/v1'}}\n": "1:23: services.GEN.url: should be like http://HOST:PORT/v1",
     "services: {GEN: {url: 'http://me:pw@x/v1'}}\n": "1:23: services.GEN.url: keep the key out of it",
+    "report_to: wanb\n": "1:12: report_to: should be 'wandb', 'trackio' or 'tensorboard', not 'wanb'",
+    "report_to: [wandb, mlflow]\n": "1:20: report_to[1]: should be 'wandb', 'trackio' or 'tensorboard', not 'mlflow'",
+    "report_to: true\n": "1:12: report_to: should be",
     "gpus: all\n": "1:7: gpus: should be a list, not 'all'",
 }
 

@@ -105,7 +105,7 @@ def test_what_equals_the_default_is_not_hashed(folder: Folder) -> None:
 def test_tag_order_devices_and_comments_do_not_count(folder: Folder) -> None:
     text = experiment("{pipeline: DPO, beta: [0.1, 0.3]}, {pipeline: SFT}", pipelines=WHOLE, seed="[0, 1]")
     before = by_name(folder.plan(text))
-    folder.table("devices.yaml", "gpus: []\npipelines: {DPO: {processes: 2, micro_batch: 1}}\n")
+    folder.table("devices.yaml", "gpus: []\npipelines: {DPO: {processes: 2, micro_batch: 1}}\nreport_to: wandb\n")
     turned = experiment("{pipeline: SFT}, {beta: [0.3, 0.1], pipeline: DPO}", pipelines=WHOLE, seed="[0, 1]")
     lines = turned.splitlines(keepends=True)
     assert by_name(folder.plan("# another\n" + "".join(reversed(lines)).replace("tag: t", "tag: u"))) == before

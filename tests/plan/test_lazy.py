@@ -30,6 +30,9 @@ HEAVY = {
     "pyarrow",
     "huggingface_hub",
     "scipy",
+    "wandb",
+    "trackio",
+    "tensorboard",
 }
 
 
