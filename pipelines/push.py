@@ -68,7 +68,8 @@ def run(step: Step) -> dict[str, Any]:
     made = []
     if step.has("model"):
         files, base = model_files(step)
-        files |= {"README.md": model_card(lineage, base).encode(), RECIPE: recipe}
+        code = sorted(name for name in files if name.endswith(".py"))
+        files |= {"README.md": model_card(lineage, base, code).encode(), RECIPE: recipe}
         step.note(f"publishing the model {params.model_repo}@{params.tag} ({params.hub})")
         made.append(("model", hub.replace("model", params.model_repo, params.tag, files)))
     if step.has("responses"):

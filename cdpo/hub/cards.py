@@ -10,8 +10,8 @@ from cdpo.hub.lineage import Lineage, source_text
 _TAGS = ["cdpo"]
 
 
-def model_card(lineage: Lineage, base: Mapping[str, Any] | None) -> str:
-    """Of a model; `base` is the model on the Hub that it is an adapter for."""
+def model_card(lineage: Lineage, base: Mapping[str, Any] | None, code: Sequence[str] = ()) -> str:
+    """Of a model; `base` is the model on the Hub that it is an adapter for, `code` the Python files that it brings."""
     head: dict[str, Any] = {"tags": [*_TAGS, lineage.tag]}
     hub = [given for given in lineage.sources if "hub" in given]
     bases = [given["hub"] for given in hub if given["kind"] == "model"]
@@ -27,9 +27,24 @@ def model_card(lineage: Lineage, base: Mapping[str, Any] | None) -> str:
             "",
             f"{what}, trained by cdpo {lineage.steps[-1]['versions']['cdpo']} under the tag `{lineage.tag}`.",
             "",
+            *_own_code(base, code),
             *_body(lineage),
         ]
     )
+
+
+def _own_code(base: Mapping[str, Any] | None, code: Sequence[str]) -> list[str]:
+    """A warning to whoever loads the model; what a tokenizer alone brings is the model's too."""
+    if base is not None and base.get("trusted"):
+        code = [f"those of `{base['hub']}`", *code]
+    if not code:
+        return []
+    files = ", ".join(each if " " in each else f"`{each}`" for each in code)
+    return [
+        f"**It needs code that comes with the model that it was trained from: {files}.** Read it before you load this "
+        "with `trust_remote_code=True`, which runs it.",
+        "",
+    ]
 
 
 def evaluation_card(lineage: Lineage) -> str:

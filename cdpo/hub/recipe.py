@@ -143,10 +143,11 @@ class Retold:
     def _entry(self, given: Mapping[str, Any]) -> dict[str, Any]:
         if "built" in given:
             return {"build": given["built"]}
+        trusts = {"trust_remote_code": True} if given.get("trusted") else {}
         if "hub" in given:
-            return {"id": f"{given['hub']}@{given['revision']}"}
+            return {"id": f"{given['hub']}@{given['revision']}", **trusts}
         self.local[given["folder"]] = given["sha256"]
-        return {"path": f"./{given['folder']}"}
+        return {"path": f"./{given['folder']}", **trusts}
 
     def _dataset(self, step: Mapping[str, Any], values: dict[str, Any]) -> None:
         entry: dict[str, Any] = {name: value[0] if isinstance(value, list) else value for name, value in values.items()}

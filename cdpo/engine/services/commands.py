@@ -42,6 +42,8 @@ def command(keep: Mapping[str, Any], folder: Path, port: int) -> list[str]:
             words = [word.replace(f"{{{name}}}", value) for word in words]
         return words
     where = ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
+    if keep.get("trusted"):
+        where.append("--trust-remote-code")
     if server == "transformers":
         # by a relative path (see `working_folder`), because `@` and `:` mean something to it
         if "attn_implementation" in keep:

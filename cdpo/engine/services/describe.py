@@ -98,6 +98,7 @@ def _described(
         "job": job,
         # words of a command may be relative paths
         "folder": os.getcwd() if isinstance(service.server, list) else None,
+        **({"trusted": True} if MODEL in step.trusted else {}),
     }
     keep = {
         **served,
