@@ -95,7 +95,10 @@ def _from(folder: Path) -> dict[str, Any]:
 
 
 def _unread(folder: Path, error: Exception, what: str) -> StepError:
-    return StepError(trust.refusal(folder) if _wants_trust(folder, error) else f"{folder} {what}: {error}")
+    if _wants_trust(folder, error):
+        return StepError(trust.refusal(folder))
+    # where its code has no such class, transformers names every model that there is
+    return StepError(f"{folder} {what}: {str(error).partition('Model type should be one of')[0].strip()}")
 
 
 def _wants_trust(folder: Path, error: Exception) -> bool:

@@ -76,7 +76,9 @@ def not_pinned(folder: Path) -> str | None:
 
 def refusal(folder: Path, name: str | None = None) -> str:
     """Why a model that brings code is not loaded; `name` is what the user calls it."""
-    files = sorted({f"{each.rpartition('--')[2].partition('.')[0]}.py" for each in own_code(folder)})
+    # those that are named, and those that they may import
+    named = {f"{each.rpartition('--')[2].partition('.')[0]}.py" for each in own_code(folder)}
+    files = sorted(named | {path.name for path in folder.glob("*.py")})
     return (
         f"{name or folder} brings code of its own ({', '.join(files)}), which cdpo does not run unasked. Read it; if "
         "you trust it, write `trust_remote_code: true` in the entry of this model, or of the one that it was made of "

@@ -77,6 +77,13 @@ def test_servers_compute_in_the_type_that_the_task_says(tmp_path, asked, told):
     assert words[words.index("--attn-implementation") + 1] == "eager"
 
 
+@pytest.mark.parametrize("server", ["vllm", "transformers"])
+def test_code_of_a_model_is_run_by_its_server_where_the_step_trusts_it(tmp_path, server):
+    keep = {**KEEP, "server": server, "adapter": None}
+    assert "--trust-remote-code" not in commands.command(keep, tmp_path, 1)
+    assert "--trust-remote-code" in commands.command({**keep, "trusted": True}, tmp_path, 1)
+
+
 def test_in_a_command_of_ones_own_only_names_in_braces_are_replaced(tmp_path):
     mine = ["python", "serve.py", "--at={port}", "{model}", "{name}", '{"json": {"x": 1}}']
     keep = {**KEEP, "server": mine, "folder": "/project", "adapter": None}

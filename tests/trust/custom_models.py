@@ -17,7 +17,8 @@ class OwnConfig(LlamaConfig):
     model_type = "own_llama"
 """
 MODELING = """\
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+import torch
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel, LlamaPreTrainedModel
 
 from .configuration_own import OwnConfig
 from .told import tell
@@ -31,14 +32,22 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 class OwnForSequenceClassification(LlamaForSequenceClassification):
     config_class = OwnConfig
+
+    def __init__(self, config):
+        # transformers' own looks for a backbone by the class of the configuration, which it does not know
+        LlamaPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = LlamaModel(config)
+        self.score = torch.nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
 """
 TOLD = """\
-from pathlib import Path
+import os
 
 
 def tell(what):
     with open({marker!r}, "a") as stream:
-        stream.write(what + " " + __file__ + "\\n")
+        stream.write(f"{{what}} {{os.getpid()}} {{__file__}}\\n")
 """
 AUTO_MAP = {
     "AutoConfig": "configuration_own.OwnConfig",
@@ -63,6 +72,8 @@ class Custom:
         path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
 
     @property
-    def ran(self) -> list[str]:
-        """What was run of its code, `FILE COPY`, in order."""
-        return self.marker.read_text().splitlines() if self.marker.exists() else []
+    def ran(self) -> list[tuple[str, str, str]]:
+        """What was run of its code, in order: (part, process, folder of the copies)."""
+        lines = self.marker.read_text().splitlines() if self.marker.exists() else []
+        split = (line.split(" ", 2) for line in lines)
+        return [(part, process, copy.partition("/transformers_modules/")[0]) for part, process, copy in split]
