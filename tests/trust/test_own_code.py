@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from cdpo import trust
 from cdpo.errors import StepError
-from cdpo.models import load_policy, load_reward, load_tokenizer, read_config
+from cdpo.models import load_policy, load_reward, load_tokenizer, read_config, refuse_own_code
 from tests.conftest import run_cdpo, write_project
 from tests.trust.custom_models import Custom
 
@@ -67,19 +68,39 @@ def test_a_model_that_transformers_knows_is_read_without_the_code_that_it_brings
     custom = Custom(tmp_path / "model", tmp_path / "marker", model_type="llama")
     model = load_policy(custom.folder, device=CPU)
     assert type(model).__module__.startswith("transformers.")
-    project(custom, PLAIN)
-    run_cdpo("prep", cwd=tmp_path)
+    refuse_own_code(custom.folder, AutoModelForCausalLM, "it")
     assert custom.ran == []
 
 
+def test_prep_refuses_a_model_that_needs_code_and_is_not_trusted(custom: Custom) -> None:
+    folder = project(custom, PLAIN)
+    done = run_cdpo("prep", cwd=folder, check=2)
+    assert "model brings code of its own (configuration_own.py, modeling_own.py, told.py)" in done.stderr
+    assert not (folder / ".cdpo" / "steps").exists()
+    assert custom.ran == []
+
+
+def test_prep_refuses_a_model_whose_class_alone_is_its_own(tmp_path: Path) -> None:
+    """Its configuration and its tokenizer are transformers'; that they can be read tells nothing."""
+    custom = Custom(tmp_path / "model", tmp_path / "marker", model_type="t5")
+    assert type(read_config(custom.folder)).__name__ == "T5Config"
+    with pytest.raises(StepError, match="it brings code of its own"):
+        refuse_own_code(custom.folder, AutoModelForCausalLM, "it")
+    assert custom.ran == []
+
+
+@pytest.mark.slow
 def test_no_command_runs_the_code_of_a_model_that_is_not_trusted(custom: Custom) -> None:
     folder = project(custom, PLAIN)
-    run_cdpo("plan", cwd=folder)
-    for words in (["prep"], ["execute"], ["execute", "--smoke"], ["sft", "-m", "own", "-d", "small", "-t", "x"]):
+    for words in (["execute"], ["execute", "--smoke"], ["sft", "-m", "own", "-d", "small", "-t", "x"]):
         done = run_cdpo(*words, cwd=folder, check=2)
         assert "model brings code of its own (configuration_own.py, modeling_own.py, told.py)" in done.stderr
-    run_cdpo("doctor", cwd=folder, check=None)
-    run_cdpo("why", "SFT/", cwd=folder, check=None)
+    for words in (["plan"], ["doctor"], ["why", "SFT/"], ["results"]):
+        run_cdpo(*words, cwd=folder, check=None)
+    assert custom.ran == []
+    # one that transformers knows is read without
+    custom.configure(model_type="llama")
+    run_cdpo("prep", cwd=folder)
     assert custom.ran == []
 
 
@@ -124,7 +145,7 @@ def test_what_is_saved_of_a_trusted_model_can_be_read_like_it(custom: Custom, tm
         command = [sys.executable, "-c", READ_AND_SAVE, str(read), str(written)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        copies.append(done.stdout.strip())
+        copies.append(done.stdout.splitlines()[-1])
         assert {path.name for path in written.glob("*.py")} == {path.name for path in custom.folder.glob("*.py")}
         assert trust.not_pinned(written) is None
     # every process has copies of its own, which go with it
