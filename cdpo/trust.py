@@ -9,7 +9,6 @@ import atexit
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ def allow(folders: Iterable[Path], copies: Path | None = None) -> None:
     """
     named = [os.path.realpath(folder) for folder in folders]
     if named and not _modules:
+        import tempfile
+
         if copies is not None:
             copies.mkdir(parents=True, exist_ok=True)
         _modules.append(tempfile.mkdtemp(prefix="cdpo-modules-", dir=copies))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from cdpo import trust
 from cdpo.errors import StepError
 from cdpo.models import load_policy, load_reward, load_tokenizer, read_config, refuse_own_code
-from tests.conftest import run_cdpo, write_project
+from tests.conftest import ROOT, run_cdpo, write_project
 from tests.trust.custom_models import Custom
 
 CPU = torch.device("cpu")
@@ -105,19 +106,22 @@ def test_no_command_runs_the_code_of_a_model_that_is_not_trusted(custom: Custom)
 
 
 @pytest.mark.slow
-def test_a_worker_runs_code_only_of_the_roles_that_its_step_names(custom: Custom) -> None:
+def test_a_step_runs_code_only_of_the_roles_that_it_names(custom: Custom, tmp_path: Path) -> None:
     folder = project(custom, TRUSTED, BASE)
-    run_cdpo("prep", cwd=folder)
-    (plan,) = (folder / ".cdpo" / "plans").glob("*.json")
-    frozen = json.loads(plan.read_text())
-    for step in frozen["steps"]:
-        assert step["trusted"] == (["model"] if step["pipeline"] == "GEN" else [])
-        step["trusted"] = []
-    plan.write_text(json.dumps(frozen))
-    ran = len(custom.ran)
-    done = run_cdpo("execute", "--display", "plain", cwd=folder, check=1)
-    assert "brings code of its own" in done.stdout + done.stderr
-    assert len(custom.ran) == ran
+    run_cdpo("execute", "--display", "plain", cwd=folder)
+    (told,) = (folder / ".cdpo" / "steps" / "GEN").glob("*/step.json")
+    step = json.loads(told.read_text())
+    assert step["trusted"] == ["model"]
+    for name, roles in (("with", ["model"]), ("without", [])):
+        work = tmp_path / name
+        work.mkdir()
+        (work / "step.json").write_text(json.dumps({**step, "trusted": roles}))
+        ran = len(custom.ran)
+        command = [sys.executable, str(ROOT / "pipelines" / "gen.py"), str(work)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) is bool(roles), done.stderr
+        assert ("brings code of its own" in done.stderr) is not bool(roles)
+        assert (len(custom.ran) > ran) is bool(roles)
 
 
 READ_AND_SAVE = """\
@@ -205,6 +209,12 @@ def test_a_trusted_model_goes_through_all_steps_and_is_published_with_its_code(c
     assert "`trust_remote_code=True`" in card
     recipe = json.loads((hub / "cdpo.json").read_text())
     assert {step["inputs"]["model"].get("trusted") for step in recipe["steps"] if step["pipeline"] == "SFT"} == {True}
+    # `cdpo push` merges it again, where the plan says that its code may run
+    (only,) = {path.parent.parent for path in (folder / ".cdpo" / "steps" / "PUSH").glob("*/out")}
+    shutil.rmtree(only)
+    run_cdpo("push", cwd=folder)
+    pulled = run_cdpo("pull", f"local/{recipe['run']}@own", "--to", tmp_path / "pulled", cwd=folder)
+    assert (tmp_path / "pulled" / "modeling_own.py").exists(), pulled.stdout
     # and what was published is a model like any other
     name = f"published: {{id: local/{recipe['run']}@own"
     other = write_project(tmp_path / "other", BASE.replace("own]", "published]"), datasets=DATASETS)
