@@ -67,6 +67,8 @@ class Retold:
         self.steps = {step["key"]: step for step in recipe["steps"]}
         #: files and folders that must be there: name -> sha256
         self.local: dict[str, str] = {}
+        #: models whose own code was run
+        self.trusted: dict[str, None] = {}
         self.models: dict[str, Any] = {}
         self.datasets: dict[str, Any] = {}
         self.rewards: dict[str, Any] = {}
@@ -143,11 +145,13 @@ class Retold:
     def _entry(self, given: Mapping[str, Any]) -> dict[str, Any]:
         if "built" in given:
             return {"build": given["built"]}
-        trusts = {"trust_remote_code": True} if given.get("trusted") else {}
+        # a recipe may be anybody's: that its maker let code run is no reason to run it here
+        if given.get("trusted"):
+            self.trusted[given.get("hub") or given["folder"]] = None
         if "hub" in given:
-            return {"id": f"{given['hub']}@{given['revision']}", **trusts}
+            return {"id": f"{given['hub']}@{given['revision']}"}
         self.local[given["folder"]] = given["sha256"]
-        return {"path": f"./{given['folder']}", **trusts}
+        return {"path": f"./{given['folder']}"}
 
     def _dataset(self, step: Mapping[str, Any], values: dict[str, Any]) -> None:
         entry: dict[str, Any] = {name: value[0] if isinstance(value, list) else value for name, value in values.items()}

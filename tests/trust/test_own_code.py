@@ -215,6 +215,10 @@ def test_a_trusted_model_goes_through_all_steps_and_is_published_with_its_code(c
     run_cdpo("push", cwd=folder)
     pulled = run_cdpo("pull", f"local/{recipe['run']}@own", "--to", tmp_path / "pulled", cwd=folder)
     assert (tmp_path / "pulled" / "modeling_own.py").exists(), pulled.stdout
+    # whoever makes it again decides for himself
+    done = run_cdpo("reproduce", f"local/{recipe['run']}@own", "--to", tmp_path / "again", cwd=folder, check=1)
+    assert "not trusted: model brings code of its own" in done.stdout
+    assert "trust_remote_code" not in (tmp_path / "again" / "configs" / "tasks.yaml").read_text()
     # and what was published is a model like any other
     name = f"published: {{id: local/{recipe['run']}@own"
     other = write_project(tmp_path / "other", BASE.replace("own]", "published]"), datasets=DATASETS)
