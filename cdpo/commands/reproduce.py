@@ -42,8 +42,8 @@ def reproduce(project: Project, name: str, to: str) -> int:
         click.echo(f"put them into {to}, and call this again with the same --to")
     for each in retold.trusted:
         click.echo(
-            f"not trusted: {each} brings code of its own, which was run. Read it, write `trust_remote_code: true` in its "
-            f"entry in {again.tasks}, and call this again with the same --to"
+            f"not trusted: {each} brings code of its own, which was run. Read it, write `trust_remote_code: true` in "
+            f"its entry in {again.tasks}, and call this again with the same --to"
         )
     if missing or retold.trusted:
         return 1

@@ -26,6 +26,10 @@ from .told import tell
 tell("modeling")
 
 
+class OwnModel(LlamaModel):
+    config_class = OwnConfig
+
+
 class OwnForCausalLM(LlamaForCausalLM):
     config_class = OwnConfig
 
@@ -51,6 +55,7 @@ def tell(what):
 """
 AUTO_MAP = {
     "AutoConfig": "configuration_own.OwnConfig",
+    "AutoModel": "modeling_own.OwnModel",
     "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
     "AutoModelForSequenceClassification": "modeling_own.OwnForSequenceClassification",
 }
