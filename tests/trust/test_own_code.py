@@ -233,17 +233,3 @@ def test_a_trusted_model_goes_through_all_steps_and_is_published_with_its_code(c
     write_project(other, BASE.replace("own]", "published]"), models=name + ", trust_remote_code: true}\n")
     run_cdpo("execute", cwd=other)
     assert len(custom.ran) > ran
-
-
-@pytest.mark.slow
-def test_a_served_model_is_trusted_like_any_other(custom: Custom) -> None:
-    served = BASE.replace("max_new_tokens: 8", "max_new_tokens: 8, backend: openai")
-    folder = project(custom, TRUSTED, served)
-    write_project(folder, served, devices="services: {GEN: {server: transformers}}\n")
-    run_cdpo("execute", "--display", "plain", cwd=folder)
-    copies: dict[str, set[str]] = {}
-    for _, process, copy in custom.ran:
-        copies.setdefault(copy, set()).add(process)
-    # prep, the step, its server
-    assert len(copies) == 3
-    assert all(len(processes) == 1 for processes in copies.values())

@@ -42,8 +42,6 @@ def command(keep: Mapping[str, Any], folder: Path, port: int) -> list[str]:
             words = [word.replace(f"{{{name}}}", value) for word in words]
         return words
     where = ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
-    if keep.get("trusted"):
-        where.append("--trust-remote-code")
     if server == "transformers":
         # by a relative path (see `working_folder`), because `@` and `:` mean something to it
         if "attn_implementation" in keep:
@@ -55,6 +53,8 @@ def command(keep: Mapping[str, Any], folder: Path, port: int) -> list[str]:
     # and its log-probabilities could be those after temperature, top-k and top-p
     words += ["--logprobs-mode", "raw_logprobs"]
     words += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+    if keep.get("trusted"):
+        words.append("--trust-remote-code")
     if keep["processes"] > 1:
         words += ["--tensor-parallel-size", str(keep["processes"])]
     if keep["adapter"] is None:
