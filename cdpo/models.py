@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers import logging as transformers_logging
 
+from cdpo import trust
 from cdpo.errors import StepError
 from cdpo.step import Device
 from cdpo.weights import stored_dtype
@@ -60,9 +61,9 @@ def load_tokenizer(folder: Path, adapter: Path | None = None, template: str | No
 def read_tokenizer(source: Path) -> Any:
     """The tokenizer of a folder as it is, but for a pad token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise StepError(f"{source} holds no tokenizer that transformers can read: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(source, **_from(source))
+    except (OSError, ValueError, ImportError) as error:
+        raise _unread(source, error, "holds no tokenizer that transformers can read") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -71,9 +72,37 @@ def read_tokenizer(source: Path) -> Any:
 def read_config(folder: Path) -> Any:
     """The configuration of the model in `folder`. Raises StepError where transformers cannot read one."""
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise StepError(f"{folder} holds no model that transformers can read: {error}") from error
+        return AutoConfig.from_pretrained(folder, **_from(folder))
+    except (OSError, ValueError, ImportError) as error:
+        raise _unread(folder, error, "holds no model that transformers can read") from error
+
+
+def refuse_own_code(folder: Path, kind: Any, name: str) -> None:
+    """Raise StepError where a model that is not trusted needs code of its own to be read, by the auto class `kind`."""
+    try:
+        config = AutoConfig.from_pretrained(folder, **_from(folder))
+        with torch.device("meta"):
+            kind.from_config(config, trust_remote_code=False)
+        AutoTokenizer.from_pretrained(folder, **_from(folder))
+    except Exception as error:  # anything else is said where the model is read
+        if _wants_trust(folder, error):
+            raise StepError(trust.refusal(folder, name)) from error
+
+
+def _from(folder: Path) -> dict[str, Any]:
+    """How every model is read. Without a word about trust transformers would ask whoever sits at the terminal."""
+    return {"local_files_only": True, "trust_remote_code": trust.allowed(folder)}
+
+
+def _unread(folder: Path, error: Exception, what: str) -> StepError:
+    if _wants_trust(folder, error):
+        return StepError(trust.refusal(folder))
+    # where its code has no such class, transformers names every model that there is
+    return StepError(f"{folder} {what}: {str(error).partition('Model type should be one of')[0].strip()}")
+
+
+def _wants_trust(folder: Path, error: Exception) -> bool:
+    return not trust.allowed(folder) and "trust_remote_code" in str(error) and bool(trust.own_code(folder))
 
 
 def load_policy(
@@ -124,7 +153,7 @@ def load_reward(
     if model.config.num_labels != 1:
         raise StepError(f"{folder} gives {model.config.num_labels} labels; a reward model has one")
     if model.config.get_text_config().pad_token_id is None:
-        tokenizer = AutoTokenizer.from_pretrained(adapter or folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(adapter or folder, **_from(adapter or folder))
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return _with_adapter(model, adapter).eval()
 
@@ -156,12 +185,12 @@ def read_weights_and_missing(
                 dtype=weights,
                 attn_implementation=attn_implementation,
                 use_safetensors=True,
-                local_files_only=True,
                 output_loading_info=True,
+                **_from(folder),
                 **options,
             )
-    except (OSError, ValueError, KeyError) as error:
-        raise StepError(f"{folder} cannot be read as a model: {error}") from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unread(folder, error, "cannot be read as a model") from error
     if quantization is None:
         model = model.to(device)
     return model, set(info["missing_keys"])

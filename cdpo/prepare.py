@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from cdpo import trust
 from cdpo.config.devices import Devices
 from cdpo.config.problems import ConfigError
+from cdpo.config.values import REWARD
 from cdpo.engine.local.engine import LocalEngine
 from cdpo.engine.show.display import Display
 from cdpo.errors import CdpoError, StepError, UsageError
@@ -44,6 +46,7 @@ def prepare(
     if unresolved:
         listed = "\n  ".join(unresolved)
         raise UsageError(f"{project.tasks}: cannot be prepared:\n  {listed}")
+    check_code(project, plan)
     wanted = {step.key for step in plan.steps.values() if step.pipeline in (PREP, MIXTURE)}
     outcome = LocalEngine(project.store, devices, display).run(plan, keys=wanted)
     if outcome.interrupted:
@@ -54,6 +57,29 @@ def prepare(
     check_formats(project, plan)
     check_columns(project, plan)
     return {"lengths": check_lengths(project, plan, say)}
+
+
+def check_code(project: Project, plan: Plan) -> None:
+    """Let the code of trusted models run in this process, from its first import of transformers on. Raises UsageError
+    where any other model cannot be read without code of its own."""
+    named = [(role, given) for step in plan.steps.values() for role, given in step.inputs.items() if "folder" in given]
+    trust.allow([Path(given["folder"]) for _, given in named if given.get("trusted")])
+    problems: dict[str, None] = {}
+    for role, given in named:
+        folder = Path(given["folder"])
+        if given.get("trusted") or not trust.own_code(folder):
+            continue
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        from cdpo.models import refuse_own_code
+
+        kind = AutoModelForSequenceClassification if role.startswith(REWARD) else AutoModelForCausalLM
+        try:
+            refuse_own_code(folder, kind, given.get("hub") or str(folder))
+        except StepError as error:
+            problems[str(error)] = None
+    if problems:
+        raise UsageError(f"{project.tasks}: cannot be prepared:\n  " + "\n  ".join(problems))
 
 
 def check_formats(project: Project, plan: Plan) -> None:

@@ -91,7 +91,7 @@ class Project:
     def _missing(self, plan: Plan) -> set[HubName]:
         """What unfinished steps name on a hub, and is not on this machine."""
         return {
-            HubName(given["kind"], given["hub"], given["asked"], given.get("config"))
+            HubName(given["kind"], given["hub"], given["asked"], given.get("config"), given.get("trusted", False))
             for step in plan.steps.values()
             for given in step.inputs.values()
             if "hub" in given and not {"folder", "files"} & given.keys() and self.store.find(step.key) is None

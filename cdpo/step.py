@@ -6,6 +6,8 @@ The worker gets one file, `step.json`, in its work folder:
      "inputs": {"data": "/store/steps/PREP/.../out", "model": "/models/x", "source": ["/data/a.jsonl"]},
      "device": {"kind": "cpu", "processes": 1, "threads": 1, "micro_batch": null}}
 
+with `"trusted": ["model"]` where models in these roles may run code of their own,
+
 and writes only below that folder: `out/` is what the step leaves, `ckpt/` what it may go on from,
 `events.jsonl` its progress, `metrics.jsonl` its curves.
 """
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cdpo import trust
 from cdpo.files import append_json, read_json
 from cdpo.seeds import derive_seed, derive_seed32
 
@@ -95,10 +98,12 @@ class Step:
 
     @classmethod
     def read(cls, work: Path, rank: int = 0) -> "Step":
+        """The step of a work folder; the code of models that it trusts may run in this process from here on."""
         described = read_json(work / "step.json")
         names = ("pipeline", "key", "name", "params", "inputs", "seed")
         device = Device(**described["device"])
         shard = described.get("shard")
+        trust.allow([Path(described["inputs"][role]) for role in described.get("trusted", [])], work / "modules")
         return cls(**{name: described[name] for name in names}, device=device, work=work, rank=rank, shard=shard)
 
     @property

@@ -69,8 +69,8 @@ def run(step: Step) -> dict[str, Any]:
     made = []
     if step.has("model"):
         files, base = model_files(step)
-        curves = curves_of(lineage)
-        card = model_card(lineage, base, hub.id_of(params.model_repo), curves is not None)
+        curves, brought = curves_of(lineage), sorted(name for name in files if name.endswith(".py"))
+        card = model_card(lineage, base, hub.id_of(params.model_repo), curves is not None, brought)
         files |= {"README.md": card.encode(), RECIPE: recipe, **({CURVES: curves} if curves else {})}
         step.note(f"publishing the model {params.model_repo}@{params.tag} ({params.hub})")
         made.append(("model", hub.replace("model", params.model_repo, params.tag, files)))

@@ -1,7 +1,8 @@
 """push, pull: runs that are finished to the hub, what is on a hub to a folder."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +39,7 @@ def push(project: Project, tag: str | None, runs: Sequence[str], display: Any) -
     steps = {step.key: step for ref in finished if (step := push_step(project.store, ref, hub)) is not None}
     if not steps:
         raise UsageError("these runs made nothing that could be published: no model, no responses")
+    _trust(steps.values(), plans)
     parents = {key: _finished(project.store, key) for step in steps.values() for key in step.parents}
     plan = Plan("push", "", {}, [PlannedRun("push", "push", 0, PUSH, "", "", {}, list(steps))], {**parents, **steps})
     outcome = LocalEngine(project.store, project.devices(), make_display(display)).run(plan)
@@ -46,6 +48,16 @@ def push(project: Project, tag: str | None, runs: Sequence[str], display: Any) -
         for each in read_json(folder / "out" / "pushed.json") if folder and key in steps else []:
             click.echo(f"{each['kind']:<8} {each['repo']}@{each['branch']}  {each['url']}")
     return outcome.exit_code
+
+
+def _trust(steps: Iterable[PlannedStep], plans: Sequence[dict[str, Any]]) -> None:
+    """Let steps that publish read models as those that trained them did, by this project's own plans: a store may hold
+    steps that came from elsewhere."""
+    trusted = {step["key"] for plan in plans for step in plan["steps"] if "model" in step.get("trusted", [])}
+    for step in steps:
+        models = {role: step.inputs[role] for role in ("model", "model_adapter") if role in step.inputs}
+        if any(given.get("step") in trusted for given in models.values()):
+            step.trusted = list(models)
 
 
 def _finished(store: Store, key: str) -> PlannedStep:
@@ -101,7 +113,8 @@ def fetched(project: Project, name: HubName) -> tuple[Pin, Path]:
 
 def pull(project: Project, text: str, kind: Kind, config: str | None, to: str | None) -> None:
     """Fetch `ns/name[@revision]` and say where it lies; with `to` its files are copied there."""
-    name = HubName.parse(kind, text, config)
+    # nothing is run here, and without code of its own a model may be of no use
+    name = replace(HubName.parse(kind, text, config), code=kind == "model")
     pin, folder = fetched(project, name)
     if to is None:
         click.echo(f"{name.id} at commit {pin.commit}: {folder}")

@@ -14,6 +14,7 @@ from cdpo.commands.matrix import say
 from cdpo.config.hub import LOCAL_OWNER
 from cdpo.config.lock import NAME, HubName, Lock
 from cdpo.config.tables import read_tables
+from cdpo.config.yaml_reader import read_yaml
 from cdpo.errors import CdpoError, UsageError
 from cdpo.files import read_json, write_text
 from cdpo.hub.recipe import FORMAT, RECIPE, recipe_of
@@ -53,6 +54,13 @@ def reproduce(project: Project, name: str, to: str) -> int:
         click.echo(f"cannot be had: {each}")
     if absent:
         click.echo(f"without that it cannot be made again. Own files belong into {to}; then call this again")
+    untrusted = _untrusted(again, retold)
+    for entry, model in untrusted.items():
+        click.echo(
+            f"not trusted: {model} brings code of its own, which its maker ran. Read it, write `trust_remote_code: "
+            f"true` in the entry {entry} of {Path(to) / 'configs' / again.tasks.name}, and call this again"
+        )
+    if absent or untrusted:
         return 1
     with contextlib.chdir(folder):  # files of that name where we stand are others
         return compare(again, recipe, to)
@@ -158,6 +166,13 @@ def _own(again: Project, retold: Retold) -> tuple[list[str], list[str]]:
         if given["sha256"] != what["sha256"]:
             changed.append(f"{said}: what is here is another one, sha256 {given['sha256']}")
     return absent, changed
+
+
+def _untrusted(again: Project, retold: Retold) -> dict[str, str]:
+    """Models whose own code the maker ran, and whose entries the user has not changed to run it here too."""
+    written = read_yaml(again.tasks).value
+    entries = {**written.get("models", {}), **written.get("rewards", {})}
+    return {name: what for name, what in retold.trusted.items() if not entries.get(name, {}).get("trust_remote_code")}
 
 
 def _pinned(project: Project, again: Project, retold: Retold) -> list[str]:

@@ -34,6 +34,8 @@ class HubName:
     revision: str = "main"
     #: of a dataset that has several
     config: str | None = None
+    #: of a model: whether its Python files are wanted, because its entry trusts them
+    code: bool = False
 
     @classmethod
     def parse(cls, kind: Kind, text: str, config: str | None = None) -> "HubName":
@@ -59,6 +61,8 @@ class Pin:
     speaks: bool = True
     #: of an adapter: the model that it is for, as `ns/name@commit`
     base: str | None = None
+    #: of a model: whether its Python files are among them
+    code: bool = False
     #: where its files lie, of a local hub; None: in the cache of the Hugging Face libraries
     folder: str | None = None
 
@@ -106,6 +110,8 @@ def _entry(pin: Pin) -> dict[str, Any]:
         del entry["splits"]
     if pin.speaks:
         del entry["speaks"]
+    if not pin.code:
+        del entry["code"]
     for name in ("base", "folder"):
         if entry[name] is None:
             del entry[name]

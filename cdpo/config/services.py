@@ -24,9 +24,12 @@ OWN = {
     "vllm": (
         *("--host", "--port", "--model", "--served-model-name", "--tensor-parallel-size", "--lora-modules", "--dtype"),
         *("--tokenizer", "--quantization", "--generation-config", "--override-generation-config", "--hf-overrides"),
-        "--logprobs-mode",
+        *("--logprobs-mode", "--trust-remote-code"),
     ),
-    "transformers": ("--host", "--port", "--dtype", "--quantization", "--attn-implementation"),
+    "transformers": (
+        *("--host", "--port", "--dtype", "--quantization", "--attn-implementation"),
+        "--trust-remote-code",
+    ),
 }
 
 

@@ -48,11 +48,15 @@ class ModelEntry(Params):
     """Made by cdpo from these values, with weights drawn from a seed: `{kind: tiny, seed: 0}`."""
     template: str | None = None
     """A chat template of cdpo's own (`plain`, `inst`, `raw`), for a model whose tokenizer has none."""
+    trust_remote_code: bool = False
+    """Whether Python files that the model brings (`auto_map` in its config.json) may run."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelEntry":
         if sum(origin is not None for origin in (self.id, self.path, self.build)) != 1:
             raise ValueError("exactly one of id, path and build says where the model comes from")
+        if self.build is not None and self.trust_remote_code:
+            raise ValueError("trust_remote_code is for a model that brings code, and this one is built by cdpo")
         return self
 
 

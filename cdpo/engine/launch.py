@@ -68,6 +68,8 @@ def describe(
     }
     if module is not None:
         described["module"] = module
+    if step.trusted:
+        described["trusted"] = step.trusted
     write_json(work / "step.json", described, durable=False)
     return work
 

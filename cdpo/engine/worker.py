@@ -116,7 +116,7 @@ def _clear(store: Store, shards: list[str]) -> None:
 
 
 def _make(work: Path, launch: dict[str, Any], started: float) -> None:
-    for name in ("out", "inputs", publish.STAGING):
+    for name in ("out", "inputs", "modules", publish.STAGING):
         shutil.rmtree(work / name, ignore_errors=True)
     described = read_json(work / "step.json")
     (work / "out").mkdir()

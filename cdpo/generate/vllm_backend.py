@@ -17,6 +17,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from cdpo import trust
 from cdpo.errors import StepError
 from cdpo.generate.backend import Item, Sampled
 
@@ -61,6 +62,7 @@ class VllmBackend:
             "skip_tokenizer_init": True,
             # neither pickles nor the model's own idea of how to sample
             "load_format": "safetensors",
+            "trust_remote_code": trust.allowed(model),
             "generation_config": "vllm",
             "logprobs_mode": "raw_logprobs",
             "disable_log_stats": True,
@@ -74,6 +76,8 @@ class VllmBackend:
         self._adapter = None if adapter is None else str(adapter)
         self._device, self._log, self._alive = device, log, alive
         self._python = python or sys.executable
+        # its copies of the model's own code are not those that this process makes and reads (see cdpo/trust.py)
+        self._environment = {trust.MODULES: str(log.parent / "modules" / "vllm")} if trust.allowed(model) else {}
         self._process: _Process | None = None
 
     def generate(
@@ -123,7 +127,7 @@ class VllmBackend:
             self.close()
         if self._process is None:
             self._engine["max_model_len"] = tokens
-            self._process = _Process(self._python, self._log, self._alive)
+            self._process = _Process(self._python, self._log, self._alive, self._environment)
             self._process.send(engine=self._engine, adapter=self._adapter)
             said = self._process.receive("before its engine was ready")
             if "missing" in said:
@@ -173,7 +177,7 @@ def _lora_rank(adapter: Path) -> int:
 class _Process:
     """The running script: lines of JSON to it, lines of JSON from it, and what became of it where none comes."""
 
-    def __init__(self, python: str, log: Path, alive: Callable[[], None]) -> None:
+    def __init__(self, python: str, log: Path, alive: Callable[[], None], environment: Mapping[str, str]) -> None:
         self._log, self._alive = log, alive
         log.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = os.pipe()
@@ -185,6 +189,7 @@ class _Process:
                     stdout=stream,
                     stderr=subprocess.STDOUT,
                     pass_fds=[theirs],
+                    env={**os.environ, **environment},
                 )
         except OSError as error:
             os.close(ours)

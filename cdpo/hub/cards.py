@@ -15,9 +15,11 @@ from cdpo.pipeline import MIXTURE, PREP, pipelines
 _TAGS = ["cdpo"]
 
 
-def model_card(lineage: Lineage, base: Mapping[str, Any] | None, repo: str, curves: bool = False) -> str:
+def model_card(
+    lineage: Lineage, base: Mapping[str, Any] | None, repo: str, curves: bool = False, brought: Sequence[str] = ()
+) -> str:
     """Of a model that is published as `repo`; `base` is the model on the Hub that it is an adapter for. `curves`:
-    whether their picture lies beside the card."""
+    whether their picture lies beside the card; `brought`: the Python files that the model brings."""
     head: dict[str, Any] = {"tags": [*_TAGS, lineage.tag]}
     hub = [given for given in lineage.sources if "hub" in given]
     bases = [given["hub"] for given in hub if given["kind"] == "model"]
@@ -27,7 +29,22 @@ def model_card(lineage: Lineage, base: Mapping[str, Any] | None, repo: str, curv
         head["datasets"] = datasets
     head["library_name"] = "peft" if base is not None else "transformers"
     what = f"An adapter for {code(base['hub'])}: " if base is not None else ""
-    return _front(head) + "\n".join([*_opening(lineage, what), *_body(lineage, repo, curves)])
+    lines = [*_opening(lineage, what), *_own_code(base, brought), *_body(lineage, repo, curves)]
+    return _front(head) + "\n".join(lines)
+
+
+def _own_code(base: Mapping[str, Any] | None, brought: Sequence[str]) -> list[str]:
+    """A warning to whoever loads the model; what a tokenizer alone brings is the model's too."""
+    files = [code(each) for each in brought]
+    if base is not None and base.get("trusted"):
+        files = [f"those of {code(base['hub'])}", *files]
+    if not files:
+        return []
+    return [
+        f"**It needs code that comes with the model that it was trained from: {', '.join(files)}.** Read it before you "
+        "load this with `trust_remote_code=True`, which runs it.",
+        "",
+    ]
 
 
 def evaluation_card(lineage: Lineage, repo: str) -> str:

@@ -1,7 +1,8 @@
 """Looking names up and downloading what they stand for: the only place that reads from the Hugging Face Hub.
 
-Of a model its safetensors, configuration and tokenizer are fetched, of a dataset the files of its splits. A download
-that was interrupted is gone on with. The token is huggingface_hub's own (`HF_TOKEN`, or the file of `hf auth login`).
+Of a model its safetensors, configuration and tokenizer are fetched, and its Python files only where its entry trusts
+them; of a dataset the files of its splits. A download that was interrupted is gone on with. The token is
+huggingface_hub's own (`HF_TOKEN`, or the file of `hf auth login`).
 """
 
 import re
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 #: of a model: what from_pretrained reads beside the weights
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 TOKENIZER = "tokenizer_config.json"
+#: transformers runs files that lie beside the weights, and none in folders
+CODE = ".py"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 #: where the Hub keeps the parquet files that it made of a dataset
 _CONVERTED = "refs/convert/parquet"
@@ -69,14 +72,14 @@ def fetch_file(name: HubName, path: str) -> Path | None:
 
 def _fetch(api: "HfApi", lock: Lock, name: HubName, say: Callable[[str], None]) -> None:
     known = pin = lock.find(name)
-    if pin is None:
+    if pin is None or (name.code and not pin.code):
         say(f"looking up {name}")
-        pin = _model(api, name) if name.kind == "model" else _dataset(api, name)
+        pin = _model(api, name, pin.commit if pin else None) if name.kind == "model" else _dataset(api, name)
     folder = snapshot(name, pin)
     if not pin.found_in(folder):
         say(f"downloading {name} ({len(pin.files)} files, {sum(pin.files.values()) / 1e6:.1f} MB)")
         _download(api, name, pin)
-    if known is None:
+    if pin is not known:
         lock.keep(name, _completed(name, pin, folder))
 
 
@@ -92,7 +95,9 @@ def _take(local: "LocalHub", lock: Lock, name: HubName) -> bool:
     commit, folder = found
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     if name.kind == "model":
-        pin = Pin(commit, {path: sizes[path] for path in model_files(list(sizes))}, folder=str(folder))
+        code = name.code or (known is not None and known.code)
+        files = model_files(list(sizes), code)
+        pin = Pin(commit, {path: sizes[path] for path in files}, code=code, folder=str(folder))
     else:
         splits = splits_of(str(folder), name.config)
         pin = Pin(
@@ -105,15 +110,19 @@ def _take(local: "LocalHub", lock: Lock, name: HubName) -> bool:
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
-def _model(api: "HfApi", name: HubName) -> Pin:
-    info = api.model_info(name.id, revision=name.revision, files_metadata=True)
+def _model(api: "HfApi", name: HubName, commit: str | None) -> Pin:
+    """Of `commit`, where the name is pinned already and more of it is wanted."""
+    info = api.model_info(name.id, revision=commit or name.revision, files_metadata=True)
     sizes = {each.rfilename: each.size or 0 for each in info.siblings or []}
     assert info.sha is not None
-    return Pin(info.sha, {path: sizes[path] for path in model_files(list(sizes))})
+    return Pin(info.sha, {path: sizes[path] for path in model_files(list(sizes), name.code)}, code=name.code)
 
 
-def model_files(paths: Sequence[str]) -> list[str]:
-    """What is fetched of a model's files. Raises ValueError where it has no safetensors."""
+def model_files(paths: Sequence[str], code: bool = False) -> list[str]:
+    """What is fetched of a model's files, with those that transformers would run where `code`.
+
+    Raises ValueError where it has no safetensors.
+    """
     outer = [path for path in paths if "/" not in path]
     # mistralai's repositories hold the same weights twice
     weights = [path for path in outer if path.endswith(".safetensors") and not path.startswith("consolidated")]
@@ -126,7 +135,7 @@ def model_files(paths: Sequence[str]) -> list[str]:
                 "folder"
             )
         raise ValueError("it holds no safetensors: no weights that cdpo reads")
-    beside = [path for path in outer if path.endswith(_BESIDE)]
+    beside = [path for path in outer if path.endswith((*_BESIDE, CODE) if code else _BESIDE)]
     templates = [path for path in paths if PurePosixPath(path).match("additional_chat_templates/*.jinja")]
     return sorted({*weights, *beside, *templates})
 

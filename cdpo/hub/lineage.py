@@ -119,9 +119,10 @@ def bare_name(name: str | None) -> str | None:
 
 def source_text(given: dict[str, Any]) -> str:
     """A source as a card names it: nothing of this machine but a file's name."""
+    ran = ", whose own code was run" if given.get("trusted") else ""
     if "hub" in given:
         part = "".join(f", {name} {given[name]}" for name in ("config", "split") if given.get(name))
-        return f"{given['kind']} {given['hub']} at commit {given['revision']}{part}"
+        return f"{given['kind']} {given['hub']} at commit {given['revision']}{part}{ran}"
     if "built" in given:
         return "made by cdpo: " + ", ".join(f"{name} {value}" for name, value in given["built"].items())
     if "plugin" in given:
@@ -130,4 +131,4 @@ def source_text(given: dict[str, Any]) -> str:
     if "files" in given:
         names = ", ".join(Path(path).name for path in given["files"][:5])
         return f"{names}{' and more' if len(given['files']) > 5 else ''}, sha256 {given['sha256']}"
-    return f"{Path(given['folder']).name}, sha256 {given['sha256']}"
+    return f"{Path(given['folder']).name}, sha256 {given['sha256']}{ran}"

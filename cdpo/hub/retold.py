@@ -44,6 +44,9 @@ class Retold:
         self.local: dict[str, dict[str, Any]] = {}
         #: what lies on a hub, as a name table names it: (kind, id@commit, config) -> the input
         self.hub: dict[tuple[str, str, str | None], dict[str, Any]] = {}
+        #: models whose own code was run: the name of the entry -> what it is. A recipe may be anybody's: that its
+        #: maker let code run is no reason to run it here
+        self.trusted: dict[str, str] = {}
         self.models: dict[str, Any] = {}
         self.datasets: dict[str, Any] = {}
         self.rewards: dict[str, Any] = {}
@@ -149,7 +152,7 @@ class Retold:
         # as it was written, so that the run is called the same
         written = (self.recipe.get("params") or {}).get(REWARD) if step["pipeline"] == self.recipe["method"] else None
         if "step" not in given:
-            return self._enter(self.rewards, written if isinstance(written, str) else "reward", self._entry(given))
+            return self._named_model(self.rewards, written if isinstance(written, str) else "reward", given)
         named = written if isinstance(written, dict) else {}
         trained = self.steps[given["step"]]
         data = self._data_of(trained)
@@ -169,9 +172,15 @@ class Retold:
         if given is None or "step" in given:
             return None
         if "hub" not in adapter:
-            return self._enter(self.models, wanted, self._entry(given))
+            return self._named_model(self.models, wanted, given)
         self._on_hub(given)  # which the adapter names by itself
-        return self._enter(self.models, wanted, self._entry(adapter))
+        return self._named_model(self.models, wanted, adapter)
+
+    def _named_model(self, table: dict[str, Any], wanted: str, given: Mapping[str, Any]) -> str:
+        name = self._enter(table, wanted, self._entry(given))
+        if given.get("trusted"):
+            self.trusted[name] = str(given.get("hub") or _bare(given["folder"]))
+        return name
 
     def _entry(self, given: Mapping[str, Any]) -> dict[str, Any]:
         if "built" in given:

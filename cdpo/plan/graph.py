@@ -14,6 +14,7 @@ from cdpo.config.problems import Problem
 #:   {"hub": ID, "kind": "model"|"dataset", "asked": BRANCH, "revision": SHA or None}
 #:                                                     named on a hub; "config" and "split" of a dataset, and, where it
 #:                                                     is on this machine, "folder" or "files"
+#: and in each of a model's `"trusted": True` where its entry lets code that it brings run.
 Input = dict[str, Any]
 
 
@@ -38,6 +39,8 @@ class PlannedStep:
     shard: dict[str, Any] | None = None
     #: of a step that joins what others made: their keys
     shards: list[str] = field(default_factory=list)
+    #: roles of models whose own code may run: they, or what they were made of, are trusted
+    trusted: list[str] = field(default_factory=list)
 
     @property
     def parents(self) -> list[str]:

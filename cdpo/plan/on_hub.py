@@ -3,6 +3,7 @@
 Nothing here opens a connection; `cdpo/hub/fetch.py` does, when data is prepared.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from cdpo.config.hub_cache import snapshot
@@ -23,7 +24,9 @@ def model_input(lock: Lock, name: HubName) -> Input:
 def base_input(lock: Lock, name: HubName) -> Input | None:
     """Of an adapter: the model that it is for; None of any other."""
     pin = lock.find(name)
-    return model_input(lock, HubName.parse("model", pin.base)) if pin and pin.base else None
+    if pin is None or pin.base is None:
+        return None
+    return model_input(lock, replace(HubName.parse("model", pin.base), code=name.code))
 
 
 def split_input(lock: Lock, name: HubName, split: str | None) -> Input:
@@ -44,4 +47,5 @@ def found(lock: Lock, name: HubName) -> tuple[Pin | None, Path | None]:
     """What `name` is pinned to, and the folder of that where all of it is on this machine."""
     pin = lock.find(name)
     folder = snapshot(name, pin) if pin else None
-    return pin, folder if pin and folder and pin.found_in(folder) else None
+    whole = pin and folder and pin.found_in(folder) and (pin.code or not name.code)
+    return pin, folder if whole else None

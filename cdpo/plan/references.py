@@ -9,6 +9,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cdpo.files import file_sha256
 from cdpo.plan.graph import Input
 from cdpo.plan.on_hub import NoSplit, base_input, model_input, split_input
 from cdpo.score.layout import is_score_model, no_reward_model
+from cdpo.trust import not_pinned
 
 DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 #: for a local model whose tokenizer has no chat template and whose entry names none
@@ -65,7 +67,9 @@ class References:
         """The model that an adapter on a hub is for; None where `given` is no such adapter."""
         if "hub" not in given:
             return None
-        return base_input(self.tables.lock, HubName(given["kind"], given["hub"], given["asked"]))
+        trusts = bool(given.get("trusted"))
+        base = base_input(self.tables.lock, HubName(given["kind"], given["hub"], given["asked"], code=trusts))
+        return _trusted(base) if base and trusts else base
 
     def reward(self, name: str) -> tuple[Input, RewardEntry]:
         """A reward model in the same ways, or a plug-in (`./my.py:score`)."""
@@ -88,6 +92,7 @@ class References:
                     hint = suggest(name, table)
                     raise UnknownReference(f"no {kind} is called {name!r}{hint}; it may also be a Hub id or ./a/folder")
             given = self._model_input(entry)
+            given = _trusted(given) if entry.trust_remote_code else given
             if entry.template is None and not self._speaks(entry, given):
                 entry = entry.model_copy(update={"template": LEGACY_TEMPLATE})
                 self.notes.append(
@@ -102,7 +107,8 @@ class References:
         if entry.build is not None:
             return {"built": entry.build}
         if entry.id is not None:
-            return model_input(self.tables.lock, HubName.parse("model", entry.id))
+            name = HubName.parse("model", entry.id)
+            return model_input(self.tables.lock, replace(name, code=entry.trust_remote_code))
         assert entry.path is not None
         folder = self._find(entry.path)
         if len(folder) == 1 and folder[0].suffix == ".py":
@@ -193,6 +199,13 @@ class References:
             raise UnknownReference(f"there is no module {source}")
         _must_define(Path(spec.origin), function)
         return {"plugin": reference, "sha256": digest([self.hash_file(Path(spec.origin)), function])}
+
+
+def _trusted(given: Input) -> Input:
+    """A model whose own code may run. Raises UnknownReference where that is not all of it beside the weights."""
+    if "folder" in given and (wrong := not_pinned(Path(given["folder"]))):
+        raise UnknownReference(f"{given.get('hub') or given['folder']} {wrong}")
+    return {**given, "trusted": True}
 
 
 def _data_inside(folder: Path) -> list[Path]:

@@ -83,7 +83,7 @@ class RunPlanner:
         ]
         if any({"base", "policy"} & set(each.takes.values()) for each in stages) or not stages:
             given, entry = self._reference(point.model_path, self.references.model, point.model)
-            self.models["base"] = self.models["policy"] = self._model(given, entry)
+            self.models["base"] = self.models["policy"] = self._model(point.model_path, given, entry)
         self._prepare(point.dataset, point.dataset_path)
         for pipeline in stages:
             self._stage(pipeline)
@@ -181,10 +181,10 @@ class RunPlanner:
         if isinstance(written, dict):
             return self._trained_reward(written, at)
         given, entry = self._reference(at, self.references.reward, written)
-        return self._model(given, entry)
+        return self._model(at, given, entry)
 
-    def _model(self, given: Input, entry: ModelEntry) -> Model:
-        base = self.references.base(given)
+    def _model(self, path: YamlPath, given: Input, entry: ModelEntry) -> Model:
+        base = self._reference(path, self.references.base, given)
         return Model(given, entry=entry) if base is None else Model(base, given, entry)
 
     def _trained_reward(self, written: dict[str, Any], at: YamlPath) -> Model:

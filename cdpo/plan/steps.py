@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cdpo.config.canonical import digest
-from cdpo.pipeline import Pipeline
+from cdpo.config.values import REWARD
+from cdpo.pipeline import Pipeline, pipelines
 from cdpo.plan.graph import Input, PlannedStep
 from cdpo.plan.identity import input_identity, step_key
 from cdpo.plan.parameters import Resolved
@@ -46,8 +47,17 @@ class Steps:
                 key, pipeline.name, name(key), pipeline.version, resolved.values, inputs, seed, unavailable, unresolved
             )
             step.recipe = self._recipe(pipeline, resolved.hashed, inputs)
+            step.trusted = [role for role, given in inputs.items() if self._is_trusted(given)]
         self.add(step)
         return step
+
+    def _is_trusted(self, given: Input) -> bool:
+        """Whether the entry of a model, or of that which it was trained from, lets its own code run."""
+        parent = self.known(given["step"]) if "step" in given else None
+        if parent is None:
+            return bool(given.get("trusted"))
+        gives = pipelines()[parent.pipeline].gives
+        return gives in ("policy", REWARD) and bool({"model", "model_adapter"} & set(parent.trusted))
 
     def _recipe(self, pipeline: Pipeline, hashed: dict[str, Any], inputs: dict[str, Input]) -> str:
         below = {}

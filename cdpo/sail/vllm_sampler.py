@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from cdpo import trust
 from cdpo.errors import StepError
 from cdpo.generate.backend import Item, Sampled
 from cdpo.generate.vllm_backend import sampling_of
@@ -51,6 +52,7 @@ class VLLMSampler:
             "dtype": dtype,
             "skip_tokenizer_init": True,
             "load_format": "safetensors",
+            "trust_remote_code": trust.allowed(folder),
             "generation_config": "vllm",
             "logprobs_mode": "raw_logprobs",
             "disable_log_stats": True,

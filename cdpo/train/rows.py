@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from transformers import AutoConfig
 
 from cdpo.config.params import LabelNoiseParams
 from cdpo.config.preferences import PreferenceParams
@@ -14,6 +13,7 @@ from cdpo.data.noise import noisy
 from cdpo.data.preflight import usable_rows
 from cdpo.data.prepared import COLUMNS, SPLITS, read_split
 from cdpo.errors import StepError
+from cdpo.models import read_config
 from cdpo.step import Step
 from cdpo.train.batches import Row
 from cdpo.train.loss_types import PROBABILITY
@@ -120,7 +120,7 @@ def _with_noise(rows: list[dict[str, Any]], step: Step, params: Wanted) -> tuple
 
 def context(folder: Path, max_length: int | None) -> int:
     """Tokens that a row may have: `max_length`, or the model's context where none is asked for."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    config = read_config(folder).get_text_config()
     most = getattr(config, "max_position_embeddings", None)
     if max_length is None and most is None:
         raise StepError(f"the configuration of {folder} does not say how long its context is: write `max_length`")

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from trl.trainer import utils as trl_utils
 
+from cdpo import trust
 from cdpo.config.params import TrainingParams
 from cdpo.errors import StepError
 from cdpo.models import DTYPES, read_weights
@@ -154,6 +156,8 @@ def whole_again(trainer: Any, step: Step, precision: "Precision") -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     base = step.input("model") if adapter else handed
+    if trust.allowed(step.input("model")):
+        trust.allow([handed])
     read = read_weights(kind, base, DTYPES[precision.compute], attention, device=precision.device)
     if read.get_output_embeddings() is not None:  # a language model: it is scored through TRL's head
         trl_utils.add_fused_lm_head(read, outputs=HEAD_OUTPUTS)
@@ -165,8 +169,9 @@ def whole_again(trainer: Any, step: Step, precision: "Precision") -> None:
 
 
 def _plain_class(model: Any) -> Any:
-    """The model's class in transformers; FSDP makes one of its own of it."""
-    return next(each for each in type(model).__mro__ if each.__module__.startswith("transformers."))
+    """The model's class in transformers, or in code that it brings; FSDP makes one of its own of it."""
+    known = ("transformers.", f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
+    return next(each for each in type(model).__mro__ if each.__module__.startswith(known))
 
 
 def _give_up_parts(trainer: Any) -> None:

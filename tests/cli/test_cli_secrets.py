@@ -109,7 +109,8 @@ def test_no_secret_of_the_whole_playground_is_told(tmp_path: Path, answering: Op
     folder = write_project(tmp_path / "project", TASKS, datasets=DATASETS)
     (folder / "my.py").write_text(BROKEN)
     (folder / "configs" / "devices.yaml").write_text(
-        f"gpus: []\nreport_to: [wandb, trackio, tensorboard]\nservices: {{GEN: {{url: {answering.url}, api: vllm, api_key: SERVER_KEY}}}}\n"
+        "gpus: []\nreport_to: [wandb, trackio, tensorboard]\n"
+        f"services: {{GEN: {{url: {answering.url}, api: vllm, api_key: SERVER_KEY}}}}\n"
     )
     token_file = folder / "configs" / "services" / "huggingface.yaml"
     token_file.parent.mkdir()

@@ -35,6 +35,7 @@ WRONG = {
     "services: {GEN: {server: vllm, model: x}}\n": "1:39: services.GEN.model: belongs to `url`",
     "services: {GEN: {server: vllm, api: openai}}\n": "1:37: services.GEN.api: leave it out: vllm speaks its own",
     "services: {GEN: {server: vllm, options: [--port=1]}}\n": "1:41: services.GEN.options: --port is for cdpo to set",
+    "services: {GEN: {server: vllm, options: [--trust-remote-code]}}\n": "1:41: services.GEN.options: --trust",
     "services: {GEN: {server: vllm, api_key: sk-12}}\n": "1:41: services.GEN.api_key: should be the name of the env",
     "services: {GEN: {server: [x, '{port}']}}\n": "1:26: services.GEN.server: has no {model}",
     "services: {GEN: {server: [x, '{port}', '{model}', '{gpu}']}}\n": "1:26: services.GEN.server: {gpu} stands for",

@@ -4,14 +4,18 @@ import itertools
 import json
 import socket
 import sys
+from dataclasses import replace
 
 import pytest
 
+from cdpo.config.devices import Devices
 from cdpo.engine.gpus.nvml import Gpu
 from cdpo.engine.services import commands, prepare
+from cdpo.engine.services.describe import obstacles
 from cdpo.engine.services.listening import free_port, listens
 from cdpo.engine.services.probe import Unfit, choose
 from cdpo.engine.services.server import first_error
+from cdpo.plan.graph import PlannedStep
 
 KEEP = {"server": "vllm", "python": "/envs/v/bin/python", "options": ["--max-model-len", "64"], "processes": 1}
 CARDS = [Gpu(3, "GPU-cc", "A"), Gpu(5, "GPU-ee", "A")]
@@ -75,6 +79,22 @@ def test_servers_compute_in_the_type_that_the_task_says(tmp_path, asked, told):
     eager = {**KEEP, "server": "transformers", "adapter": None, "attn_implementation": "eager"}
     words = commands.command(eager, tmp_path, 1)
     assert words[words.index("--attn-implementation") + 1] == "eager"
+
+
+def test_code_of_a_model_is_run_by_vllm_where_the_step_trusts_it(tmp_path):
+    keep = {**KEEP, "adapter": None}
+    assert "--trust-remote-code" not in commands.command(keep, tmp_path, 1)
+    assert "--trust-remote-code" in commands.command({**keep, "trusted": True}, tmp_path, 1)
+
+
+def test_transformers_serves_no_model_that_brings_code():
+    given = {"folder": "/m", "sha256": "0"}
+    plain = PlannedStep("a" * 64, "GEN", "a", 1, {"backend": "openai"}, {"model": given}, 0)
+    own = replace(plain, inputs={"model": {**given, "trusted": True}}, trusted=["model"])
+    for server, count in (("transformers", 1), (["x", "{port}", "{model}"], 0)):
+        devices = Devices.model_validate({"services": {"GEN": {"server": server}}})
+        assert not any("brings code" in text for text in obstacles(devices, [plain]))
+        assert sum("brings code" in text for text in obstacles(devices, [own])) == count
 
 
 def test_in_a_command_of_ones_own_only_names_in_braces_are_replaced(tmp_path):

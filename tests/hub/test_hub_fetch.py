@@ -181,10 +181,40 @@ def test_a_dataset_made_by_a_program_is_read_from_its_parquet_conversion(place: 
     assert place.lock()["dataset lab/made@main pairs"]["splits"] == {"train": ["pairs/train/0000.parquet"]}
 
 
+def test_code_of_a_model_is_fetched_where_its_entry_trusts_it_and_of_the_commit_that_is_pinned(
+    place: Place, tiny_files: dict[str, bytes]
+) -> None:
+    files = {**tiny_files, "configuration_own.py": b"raise SystemExit('it is run')\n"}
+    settings = json.loads(files["config.json"])
+    files["config.json"] = json.dumps({**settings, "auto_map": {"AutoConfig": "configuration_own.C"}}).encode()
+    fill(place.hub, "models", "lab/small", files)
+    place.cdpo("prep")
+    before = place.lock()["model lab/small@main"]
+    assert "configuration_own.py" not in before["files"]
+    fill(place.hub, "models", "lab/small", {**files, "configuration_own.py": b"raise SystemExit('it is newer')\n"})
+    table = "lab/small: {id: lab/small, trust_remote_code: true}\n"
+    write_project(place.folder, TASKS, models=table)
+    said = place.cdpo("prep", check=None)
+    after = place.lock()["model lab/small@main"]
+    assert after["commit"] == before["commit"]
+    assert after["code"] is True
+    assert after["files"].keys() - before["files"].keys() == {"configuration_own.py"}
+    assert "it is run" in said
+
+
+def test_code_in_another_repository_is_refused(place: Place, tiny_files: dict[str, bytes]) -> None:
+    settings = {**json.loads(tiny_files["config.json"]), "auto_map": {"AutoConfig": "lab/code--configuration_own.C"}}
+    fill(place.hub, "models", "lab/small", {**tiny_files, "config.json": json.dumps(settings).encode()})
+    write_project(place.folder, TASKS, models="lab/small: {id: lab/small, trust_remote_code: true}\n")
+    said = place.cdpo("prep", check=2)
+    assert "lab/small names code in another repository (lab/code), which its commit does not pin" in said
+
+
 def test_which_files_of_a_model_are_fetched() -> None:
     listed = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"]
     rest = ["README.md", "pytorch_model.bin", "original/model.safetensors", "consolidated.safetensors", "run.py"]
     assert model_files([*listed, *rest]) == sorted(listed)
+    assert model_files([*listed, *rest, "in/run.py"], code=True) == sorted([*listed, "run.py"])
     with pytest.raises(ValueError, match="no safetensors"):
         model_files(["config.json"])
 

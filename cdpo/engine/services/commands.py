@@ -53,6 +53,8 @@ def command(keep: Mapping[str, Any], folder: Path, port: int) -> list[str]:
     # and its log-probabilities could be those after temperature, top-k and top-p
     words += ["--logprobs-mode", "raw_logprobs"]
     words += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+    if keep.get("trusted"):
+        words.append("--trust-remote-code")
     if keep["processes"] > 1:
         words += ["--tensor-parallel-size", str(keep["processes"])]
     if keep["adapter"] is None:

@@ -34,6 +34,10 @@ HINT = (
     "`backend: openai` needs a server: write `services: {%s: {server: vllm}}` (or transformers, or a command), or "
     "`{url: http://HOST:PORT/v1}` for one that runs, in devices.yaml"
 )
+NO_CODE = (
+    "transformers serves models of its own classes alone, and this one brings code (`trust_remote_code: true`): take "
+    "`server: vllm`, or `backend: transformers`"
+)
 #: parameters of a step that are its server's to obey
 RUNNING = ("dtype", "attn_implementation")
 #: settings that are for whoever asks the server
@@ -98,6 +102,7 @@ def _described(
         "job": job,
         # words of a command may be relative paths
         "folder": os.getcwd() if isinstance(service.server, list) else None,
+        **({"trusted": True} if MODEL in step.trusted else {}),
     }
     keep = {
         **served,
@@ -131,6 +136,8 @@ def obstacles(devices: "Devices", steps: Iterable["PlannedStep"]) -> list[str]:
         if service is None:
             found[f"{step.pipeline}: {HINT % step.pipeline}"] = None
             continue
+        if service.server == "transformers" and MODEL in step.trusted:
+            found[f"{step.pipeline}: {NO_CODE}"] = None
         if service.url is not None:
             what = digest([step.inputs[MODEL], step.inputs.get(ADAPTER)])
             asked.setdefault(f"{service.url} {service.model or ''}".strip(), {}).setdefault(what, step.label)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cdpo import trust
 from cdpo.engine.services.commands import needs_merging
 from cdpo.errors import CdpoError
 from cdpo.files import read_json
@@ -19,6 +20,8 @@ from cdpo.files import read_json
 PART = "model.part"
 #: built, to be merged with its adapter
 BASE = "model.base"
+#: copies of the model's own code, where it is trusted
+MODULES = "modules"
 #: by this file a server would sample where a request says nothing; requests alone say how
 SAMPLING = "generation_config.json"
 
@@ -36,6 +39,8 @@ def main(folder: Path) -> int:
 def _make(keep: Mapping[str, Any], folder: Path) -> None:
     part = folder / PART
     part.mkdir()
+    if keep.get("trusted"):
+        trust.allow([Path(keep["model"]), Path(keep["adapter"])], folder / MODULES)
     if keep["build"] is None:
         merge(Path(keep["model"]), Path(keep["adapter"]), part)
     else:
@@ -77,7 +82,7 @@ def link(model: Path, folder: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Remove what was made, whole or in part."""
-    for name in ("model", PART, BASE):
+    for name in ("model", PART, BASE, MODULES):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cdpo import trust
 from cdpo.engine import trees
 from cdpo.engine.gpus.nvml import Gpu
 from cdpo.engine.process import die_with_parent
-from cdpo.engine.services import commands, probe
+from cdpo.engine.services import commands, prepare, probe
 from cdpo.engine.services.listening import free_port, listens
 from cdpo.engine.watch import tail
 from cdpo.store.services import Room
@@ -37,6 +38,9 @@ class Server:
         self.began = time.monotonic()
         words = commands.command(keep, room.folder, self.port)
         environment = {**os.environ, **commands.environment(keep, gpus), trees.MARK: mark}
+        if keep.get("trusted"):
+            # no other process reads or writes the copies that it makes of the model's own code
+            environment[trust.MODULES] = str(room.folder / prepare.MODULES / "server")
         keeper = os.getpid()
 
         def bind() -> None:
