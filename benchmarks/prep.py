@@ -1,21 +1,23 @@
 """Preparing 100,000 pairs, and counting them in tokens, beside `datasets.map` doing the same on all cores.
 
-    python benchmarks/prep.py [PAIRS]
+    python benchmarks/prep.py [PAIRS [REPEATS]]
 
 Pairs of about 300 tokens, made of random words, for a tiny model with a byte-level tokenizer. `cdpo prep` reads,
 converts, splits and writes them, counts every row in tokens and looks at it; then once more. The other arm loads the
 same file with `datasets`, and has `datasets.map` render and count prompt and both responses with all cores, without its
-cache. Wall-clock seconds.
+cache. Wall-clock seconds; the arms take turns, and medians of all turns are compared.
 """
 
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 from _machine import print_machine
 
@@ -60,7 +62,7 @@ def timed(words: list[str], folder: Path) -> float:
     return time.monotonic() - began
 
 
-def main(pairs: int) -> None:
+def main(pairs: int, repeats: int) -> None:
     print_machine()
     draw = random.Random(0)
     vocabulary = ["".join(draw.choices("etaoinshrdlu", k=draw.randrange(2, 9))) for _ in range(5000)]
@@ -77,15 +79,24 @@ def main(pairs: int) -> None:
             for _ in range(pairs):
                 stream.write(json.dumps({"prompt": text(), "chosen": text(), "rejected": text()}) + "\n")
         prep = [sys.executable, "-m", "cdpo.cli", "prep"]
-        first, second = timed(prep, folder), timed(prep, folder)
-        page = json.loads(next((folder / ".cdpo" / "preflight").iterdir()).read_text())[0]
         cores = len(os.sched_getaffinity(0))
         words = [sys.executable, "-c", OTHER, "model", "pairs.jsonl", str(folder / "cache"), str(cores)]
-        other = timed(words, folder)
+        first, second, other = [], [], []
+        for _ in range(repeats):
+            shutil.rmtree(folder / ".cdpo", ignore_errors=True)
+            first.append(timed(prep, folder))
+            second.append(timed(prep, folder))
+            other.append(timed(words, folder))
+            shutil.rmtree(folder / "cache")
+        page = json.loads(next((folder / ".cdpo" / "preflight").iterdir()).read_text())[0]
     print(f"{pairs:,} pairs, a row has {page['tokens']['row'][0]} tokens in the median")
-    print(f"cdpo prep: {first:.1f} s, again: {second:.1f} s; datasets.map on {cores} cores: {other:.1f} s")
-    print(f"datasets.map / cdpo prep: {other / first:.2f}")
+    print(f"cdpo prep: {shown(first)}; again: {shown(second)}; datasets.map on {cores} cores: {shown(other)}")
+    print(f"datasets.map / cdpo prep: {median(other) / median(first):.2f}")
+
+
+def shown(seconds: list[float]) -> str:
+    return f"{median(seconds):.1f} s ({', '.join(f'{each:.1f}' for each in seconds)})"
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
+    main(*(int(given) for given in (*sys.argv[1:], *("100000", "3")[len(sys.argv) - 1 :])))

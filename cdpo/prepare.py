@@ -1,8 +1,11 @@
 """What `cdpo prep` does beyond planning: prepare the data, and see that the rows fit the models."""
 
+import importlib
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,7 +51,8 @@ def prepare(
         raise UsageError(f"{project.tasks}: cannot be prepared:\n  {listed}")
     check_code(project, plan)
     wanted = {step.key for step in plan.steps.values() if step.pipeline in (PREP, MIXTURE)}
-    outcome = LocalEngine(project.store, devices, display).run(plan, keys=wanted)
+    with _importing(any(recall(project.store.root, name) is None for name in _counted(plan))):
+        outcome = LocalEngine(project.store, devices, display).run(plan, keys=wanted)
     if outcome.interrupted:
         raise KeyboardInterrupt
     if outcome.failed:
@@ -148,14 +152,7 @@ def check_lengths(project: Project, plan: Plan, say: Callable[[str], None]) -> d
     store = project.store.root
     found: dict[str, Any] = {}
     problems: dict[str, str] = {}
-    for step in plan.steps.values():
-        if pipelines()[step.pipeline].brought:  # what fits the step that takes it fits it
-            continue
-        if not {"max_length", "max_new_tokens"} & step.params.keys() or "data" not in step.inputs or step.unavailable:
-            continue
-        identity = lengths_name(plan, step)
-        if identity in found or identity in problems:
-            continue
+    for identity, step in _counted(plan).items():
         known = recall(store, identity)
         if known is None:
             data, model = _data_folder(project, root_data(plan, step)), root_model(plan, step)
@@ -169,6 +166,31 @@ def check_lengths(project: Project, plan: Plan, say: Callable[[str], None]) -> d
     if problems:
         raise UsageError("rows do not fit the models, and nothing was planned:\n" + "\n".join(problems.values()))
     return found
+
+
+def _counted(plan: Plan) -> dict[str, PlannedStep]:
+    """Whose rows are counted, by `lengths_name`: one step for each pair of data and model, with its limits."""
+    found: dict[str, PlannedStep] = {}
+    for step in plan.steps.values():
+        if pipelines()[step.pipeline].brought:  # what fits the step that takes it fits it
+            continue
+        if {"max_length", "max_new_tokens"} & step.params.keys() and "data" in step.inputs and not step.unavailable:
+            found.setdefault(lengths_name(plan, step), step)
+    return found
+
+
+@contextmanager
+def _importing(needed: bool) -> Iterator[None]:
+    """Import what counts rows while something else is waited for: that takes seconds."""
+    if not needed:
+        yield
+        return
+    thread = threading.Thread(target=importlib.import_module, args=("cdpo.models",))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _measure(data: Path, step: PlannedStep, root: Any, say: Callable[[str], None]) -> dict[str, Any]:

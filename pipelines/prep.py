@@ -11,6 +11,7 @@ source's rows and files changes nothing, and the first rows of a split are a fai
 """
 
 import difflib
+import gc
 import hashlib
 import json
 from collections import Counter
@@ -101,6 +102,15 @@ class Read:
 
 
 def run(step: Step) -> dict[str, Any]:
+    # rows are millions of small objects without cycles: collections would only go through them, again and again
+    gc.disable()
+    try:
+        return _run(step)
+    finally:
+        gc.enable()
+
+
+def _run(step: Step) -> dict[str, Any]:
     from cdpo.data.prepared import SPLITS, write_split
     from cdpo.files import write_json
 
