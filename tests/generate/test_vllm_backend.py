@@ -16,13 +16,16 @@ import backend_checks as checks
 import pytest
 from cdpo.pipelines.gen import run
 
+from cdpo import trust
 from cdpo.config.params import SamplingParams
 from cdpo.engine.process import identity, is_alive
 from cdpo.errors import StepError
 from cdpo.generate.backend import Item
 from cdpo.generate.responses import read_responses
 from cdpo.generate.vllm_backend import VllmBackend
+from cdpo.models import build
 from tests.conftest import ROOT
+from tests.trust.custom_models import Custom
 
 ENVIRONMENT = ROOT / ".venv-vllm"
 PYTHON = str(ENVIRONMENT / "bin" / "python")
@@ -85,6 +88,28 @@ def test_draws(make, folder):
 @real
 def test_distribution(make, folder):
     checks.check_distribution(make, checks.build_ten_words(folder.parent / "ten_words"))
+
+
+@pytest.mark.slow
+@real
+def test_code_of_a_model_runs_where_it_is_trusted(make, tmp_path):
+    custom = Custom(tmp_path / "model", tmp_path / "marker")
+    plain = tmp_path / "plain"
+    build({"kind": "tiny", "seed": 0}, plain)
+    greedy = SamplingParams(do_sample=False, max_new_tokens=4)
+
+    def first(folder: Path) -> list[int]:
+        with closing(make(folder)) as backend:
+            ((_, sampled),) = backend.generate([Item([5, 6, 7], 1)], greedy, end_ids=[])
+        return sampled.token_ids
+
+    with pytest.raises(StepError, match="custom code"):
+        first(custom.folder)
+    assert custom.ran == []
+    trust.allow([custom.folder], tmp_path / "copies")
+    assert first(custom.folder) == first(plain)
+    # not in the copies of this process
+    assert {copy for _, _, copy in custom.ran} == {str(tmp_path / "modules" / "vllm")}
 
 
 @pytest.mark.slow

@@ -181,6 +181,7 @@ def test_a_dataset_made_by_a_program_is_read_from_its_parquet_conversion(place: 
     assert place.lock()["dataset lab/made@main pairs"]["splits"] == {"train": ["pairs/train/0000.parquet"]}
 
 
+@pytest.mark.slow
 def test_code_of_a_model_is_fetched_where_its_entry_trusts_it_and_of_the_commit_that_is_pinned(
     place: Place, tiny_files: dict[str, bytes]
 ) -> None:

@@ -142,6 +142,7 @@ print(copies)
 """
 
 
+@pytest.mark.slow
 def test_what_is_saved_of_a_trusted_model_can_be_read_like_it(custom: Custom, tmp_path: Path) -> None:
     places = [custom.folder, tmp_path / "out", tmp_path / "again"]
     copies = []
