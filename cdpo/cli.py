@@ -168,16 +168,22 @@ def results(tag: str | None, form: str | None, everything: bool, configs: str | 
 
 
 @cli.command()
-@click.argument("a")
-@click.argument("b")
-@click.option("-t", "--tag", help="Look for both in this tag.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("-t", "--tag", help="Look for them in this tag.")
+@click.option("--metric", help="Compare all with all in this one: several names, or all configurations.")
 @click.option("--json", "as_json", is_flag=True)
 @places
-def compare(a: str, b: str, tag: str | None, as_json: bool, configs: str | None, store: str | None) -> None:
-    """Compare two runs, or two configurations over their seeds, paired by prompt."""
+def compare(
+    names: tuple[str, ...], tag: str | None, metric: str | None, as_json: bool, configs: str | None, store: str | None
+) -> None:
+    """Compare two runs, or two configurations over their seeds, paired by prompt, in every metric that both have.
+
+    With --metric: all configurations (or those named) with each other in that metric, with verdicts for the whole
+    matrix.
+    """
     from cdpo.commands.inspect import compare as run
 
-    run(project_of(configs, store), a, b, tag, as_json)
+    run(project_of(configs, store), names, tag, metric, as_json)
 
 
 # -- the hub ------------------------------------------------------------------------------------------------------

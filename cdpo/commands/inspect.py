@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,16 +160,24 @@ def results(project: Project, tag: str | None, form: str | None, everything: boo
         click.echo(render_table(collected, width=_width()), nl=False)
 
 
-def compare(project: Project, a: str, b: str, tag: str | None, as_json: bool) -> None:
+def compare(project: Project, names: Sequence[str], tag: str | None, metric: str | None, as_json: bool) -> None:
+    """Two by all their metrics or, with `metric`, all with all in that one."""
     from cdpo.report.collect import compare as compared
-    from cdpo.report.tables import render_comparison
+    from cdpo.report.matrix import compare_all
+    from cdpo.report.tables import render_comparison, render_matrix
 
-    found = compared(project.store.root, a, b, tag)
+    if metric is None:
+        if len(names) != 2:
+            raise UsageError("name two runs or configurations, or say with --metric NAME in what all are compared")
+        found = compared(project.store.root, names[0], names[1], tag)
+    else:
+        found = compare_all(project.store.root, metric, names, tag)
     if as_json:
         json.dump(found, sys.stdout)
         print()
     else:
-        click.echo(render_comparison(found, width=_width()), nl=False)
+        render = render_comparison if metric is None else render_matrix
+        click.echo(render(found, width=_width()), nl=False)
 
 
 def _width() -> int:

@@ -47,7 +47,7 @@ def collect(store: str | Path, tag: str | None = None, select: bool = True) -> d
     every = runs
     if select:
         runs, choices = choose(runs)
-    groups = _grouped(runs)
+    groups = grouped(runs)
     by_policy: dict[str | None, list[Group]] = {}
     for group in groups:
         by_policy.setdefault(group.runs[0].policy, []).append(group)
@@ -76,7 +76,7 @@ def compare(store: str | Path, a: str, b: str, tag: str | None = None) -> dict[s
     reader = Reader(Store(Path(store)))
     runs = [reader.run(ref) for ref in reader.store.read_refs(tag)]
     known = [Group([run], run.name) for run in runs] + [
-        group for group in _grouped(runs) if group.name not in _names(runs)
+        group for group in grouped(runs) if group.name not in _names(runs)
     ]
     one, other = find_named(a, known, "run or configuration"), find_named(b, known, "run or configuration")
     metrics, not_compared = _differences(one, other)
@@ -109,7 +109,7 @@ class Group:
         return [run for run in self.runs if metric in run.metrics]
 
 
-def _grouped(runs: Iterable[RunScores]) -> list[Group]:
+def grouped(runs: Iterable[RunScores]) -> list[Group]:
     """The runs by what they compute but for their seeds: two that only share a name are never averaged."""
     found: dict[str, list[RunScores]] = {}
     for run in runs:
@@ -130,16 +130,16 @@ def _common_name(runs: Sequence[RunScores]) -> str:
     return stripped.pop() if len(stripped) == 1 else f"{runs[0].name} and {len(runs) - 1} more seeds"
 
 
-def _seeds(runs: Sequence[RunScores]) -> str:
+def seeds_of(runs: Sequence[RunScores]) -> str:
     seeds = ", ".join(str(run.seed) for run in runs)
     return f"seed {seeds}" if len(runs) == 1 else f"seeds {seeds}"
 
 
 def _fixed(runs: Sequence[RunScores], metric: str) -> str:
     what = "the trained model" if runs[0].metrics[metric].training else "the model, its responses and the reward model"
-    own = " (each seed has its own)" if len(_meanings(runs, metric)) > 1 else ""
+    own = " (each seed has its own)" if len(meanings(runs, metric)) > 1 else ""
     averaged = "" if len(runs) == 1 else ", each averaged over the seeds"
-    return f"{_seeds(runs)}: {what}{own}; the interval is over prompts{averaged}"
+    return f"{seeds_of(runs)}: {what}{own}; the interval is over prompts{averaged}"
 
 
 def _is_rate(metric: str) -> bool:
@@ -234,20 +234,20 @@ def _differences(
         ours, theirs = a.having(name), b.having(name)
         if name in REFERENCE or not theirs or not wanted(ours[0].metrics[name]):
             continue
-        if _meanings(ours, name) != _meanings(theirs, name):
+        if meanings(ours, name) != meanings(theirs, name):
             not_compared[name] = (
                 "it means different things: another reward model, another split or another training method"
             )
             continue
         one = average([run.metrics[name].column for run in ours])
         other = average([run.metrics[name].column for run in theirs])
-        seeds = _seeds(ours) if _seeds(ours) == _seeds(theirs) else f"{_seeds(ours)} against {_seeds(theirs)}"
+        seeds = seeds_of(ours) if seeds_of(ours) == seeds_of(theirs) else f"{seeds_of(ours)} against {seeds_of(theirs)}"
         fixed = f"{seeds}: the models, their responses and the reward model; the interval is over prompts, paired"
         found = paired(one, other, conditional_on=fixed)
         if found is None:
             not_compared[name] = "they share no prompts"
             continue
-        over_seeds = between_seeds(_seed_differences(ours, theirs, name))
+        over_seeds = between_seeds(seed_differences(ours, theirs, name))
         compared[name] = {
             "a_mean": float(one.values.mean()),
             "b_mean": float(other.values.mean()),
@@ -257,11 +257,11 @@ def _differences(
     return compared, not_compared
 
 
-def _meanings(runs: Sequence[RunScores], metric: str) -> set[str]:
+def meanings(runs: Sequence[RunScores], metric: str) -> set[str]:
     return {run.metrics[metric].meaning for run in runs}
 
 
-def _seed_differences(a: Sequence[RunScores], b: Sequence[RunScores], metric: str) -> list[float]:
+def seed_differences(a: Sequence[RunScores], b: Sequence[RunScores], metric: str) -> list[float]:
     """One difference per seed that both have, over the prompts that both answered under it."""
     theirs = {run.seed: run.metrics[metric].column for run in b}
     pairs: list[tuple[Column, Column]] = [

@@ -230,6 +230,48 @@ def render_comparison(compared: Mapping[str, Any], width: int = 160) -> str:
     return _text(parts, width)
 
 
+def render_matrix(compared: Mapping[str, Any], width: int = 160) -> str:
+    """What `cdpo.report.matrix.compare_all` gives, as text."""
+    runs, pairs = compared["runs"], compared["pairs"]
+    scale = len({run["group"] for run in runs}) == 1
+    ranking = _table()
+    for name in ("", "mean", "n", *(["Elo"] if scale else []), "seeds", "configuration"):
+        ranking.add_column(name, justify="left" if name == "configuration" else "right", overflow="fold")
+    best_first = sorted(runs, key=lambda run: run["mean"], reverse=compared["better"] == "higher")
+    for run in best_first:
+        elo = [f"{run['elo']:+.0f}"] if scale else []
+        seeds = " ".join(map(str, run["seeds"]))
+        ranking.add_row(str(run["number"]), number(run["mean"]), str(run["n"]), *elo, seeds, run["label"])
+    table = _table()
+    heads = ("pair", "difference", "95 % over prompts", "p (Holm)", "smallest", "wins/ties/losses", "95 % over seeds")
+    for name in (*heads, "verdict"):
+        table.add_column(name, justify="left" if name == "verdict" else "right")
+    for pair in pairs:
+        told = ["" if pair[name] is None else number(pair[name]) for name in ("difference", "smallest")]
+        record = f"{pair['wins']}/{pair['ties']}/{pair['losses']}"
+        p = _p({"p": pair["p_holm"]})
+        row = [f"{pair['b']} - {pair['a']}", told[0], _ends(pair), p, told[1], record, _ends(pair["between_seeds"])]
+        table.add_row(*row, pair["verdict"])
+    parts: list[Any] = [
+        f"{compared['metric']} on {compared['split']}; {compared['better']} is better",
+        ranking,
+        "",
+        table,
+        "",
+        "difference: paired by prompt; the interval is a bootstrap's over prompts, conditional on",
+        f"{compared['conditional_on']}.",
+        "over seeds: Student's t of one difference per seed. verdict: paired t test over prompts, corrected by Holm",
+        f"for all {len(pairs)} pairs. smallest: what one test by itself would have found in {compared['power']:.0%}.",
+    ]
+    if not scale:
+        parts.append("No Elo: some always won or lost, and no number says by how much.")
+    missing = max(pair["missing"] for pair in pairs)
+    if missing:
+        parts.append(f"up to {missing} prompts have no score on one side of a pair, and are left out of it")
+    parts += [f"left out: {label}: {why}" for label, why in compared["left_out"].items()]
+    return _text(parts, width)
+
+
 def to_csv(collected: Mapping[str, Any]) -> str:
     """The numbers of `collect` in long form: one line per run and metric, then per configuration and metric.
 

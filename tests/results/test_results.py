@@ -13,7 +13,8 @@ import cdpo
 from cdpo.errors import CdpoError, UsageError
 from cdpo.pipeline import pipelines
 from cdpo.report.collect import collect, compare
-from cdpo.report.tables import render_comparison, render_table, to_csv
+from cdpo.report.matrix import compare_all
+from cdpo.report.tables import render_comparison, render_matrix, render_table, to_csv
 from cdpo.store import Store
 
 PROMPTS = [f"{at:016x}" for at in range(60)]
@@ -219,6 +220,52 @@ def test_rewards_of_different_reward_models_are_not_compared(store):
     found = compare(store.root, "other_s0", "SFT_tiny_playground_s0")
     assert set(found["metrics"]) == {"gold/mean", "gold/winrate/chosen"}
     assert "another reward model" in found["not_compared"]["reward/mean"]
+
+
+def test_all_configurations_against_all(store):
+    evaluate(store, "tag1", "other_s0", "BASE", 0, {}, [key("PREP")], np.full(60, 0.3), rm="another")
+    evaluate(store, "tag1", "short_s0", "BASE", 0, {"limit": 20}, [key("PREP")], np.full(20, 0.3), limit=20)
+    found = compare_all(store.root, "gold/mean")
+    labels = {run["label"].removeprefix("tag1/"): run["number"] for run in found["runs"]}
+    assert len(labels) == 5
+    assert (len(found["pairs"]), found["left_out"], found["better"]) == (10, {}, "higher")
+    low, high = labels["SFT_tiny_playground"], labels["DPO_tiny_playground_beta0.5"]
+    pair = next(each for each in found["pairs"] if {each["a"], each["b"]} == {low, high})
+    assert pair["verdict"] == f"{high} > {low}"
+    assert (pair["wins"], pair["ties"], pair["losses"]) in ((60, 0, 0), (0, 0, 60))
+    alone = compare(store.root, "DPO_tiny_playground_beta0.1", "SFT_tiny_playground")["metrics"]["gold/mean"]
+    named = compare_all(store.root, "gold/mean", ["SFT_tiny_playground", "DPO_tiny_playground_beta0.1"])["pairs"][0]
+    for name in ("n", "wins", "ties", "losses", "between_seeds"):
+        assert named[name] == alone[name]
+    assert (named["difference"], named["p"]) == pytest.approx((alone["difference"], alone["p"]))
+    assert (named["low"], named["high"]) == pytest.approx((alone["low"], alone["high"]), abs=0.005)
+    short = next(each for each in found["pairs"] if {each["a"], each["b"]} == {low, labels["short"]})
+    assert (short["n"], short["missing"]) == (20, 40)
+    text = render_matrix(found)
+    for wanted in ("not resolved", f"{high} > {low}", "95 % over prompts", "left out of it", "Holm"):
+        assert wanted in text
+
+
+def test_a_matrix_says_what_it_leaves_out_and_refuses_what_it_cannot_compare(store):
+    evaluate(store, "tag1", "other_s0", "BASE", 0, {}, [key("PREP")], np.full(60, 0.3), rm="another")
+    found = compare_all(store.root, "reward/mean")
+    assert "another reward model" in found["left_out"]["tag1/other"]
+    assert "left out: tag1/other: " in render_matrix(found)
+    with pytest.raises(UsageError, match=r"there are: .*gold/mean"):
+        compare_all(store.root, "gold/main")
+    with pytest.raises(UsageError, match="no configuration called"):
+        compare_all(store.root, "gold/mean", ["SFT_tiny_playground", "nobody"])
+    with pytest.raises(CdpoError, match="nothing to be compared with"):
+        compare_all(store.root, "gold/mean", ["SFT_tiny_playground"])
+
+
+def test_of_losses_the_lower_is_better(store):
+    found = compare_all(store.root, "loss", ["DPO_tiny_playground_beta0.1", "DPO_tiny_playground_beta0.5"])
+    assert found["better"] == "lower"
+    (pair,) = found["pairs"]
+    one, two = (run["mean"] for run in found["runs"])
+    assert (pair["difference"] > 0) == (two > one) or pair["n"] < 60
+    assert pair["wins"] + pair["losses"] + pair["ties"] == pair["n"]
 
 
 def test_fewer_prompts_are_paired_by_name(store):

@@ -1,0 +1,175 @@
+"""All runs against all, on the same prompts: differences, tests, intervals, and what could have been seen at all.
+
+For every pair of runs the question is whether their mean scores differ over prompts like these. Tests are paired t
+tests on the differences, one per pair, made valid for the whole matrix by Holm's correction (1979); intervals are
+those of a paired bootstrap that draws prompts, each with all its rows and for all runs at once. A score that is missing
+takes its row out of the pairs of that run alone, and is counted.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdpo.stats.intervals import t_quantile
+
+RESAMPLES = 2000
+#: the share of matrices of equal runs of which any pair may be called different
+ALPHA = 0.05
+#: with what probability the smallest difference that is told would have been found
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Run `b` minus run `a` over the rows that both have. What cannot be told from so few prompts is None."""
+
+    a: int
+    b: int
+    difference: float | None
+    #: of the bootstrap, 95 %, by itself (not corrected)
+    low: float | None
+    high: float | None
+    #: of the paired t test, two-sided; `p_holm` is corrected for all pairs of the matrix
+    p: float | None
+    p_holm: float | None
+    #: rows that both have, and rows on which one of the two is missing
+    n: int
+    missing: int
+    #: the difference that the uncorrected test finds with probability POWER, given the spread that was seen
+    smallest: float | None
+
+    @property
+    def verdict(self) -> str:
+        """`A > B`, `B > A` or `not resolved`, at the level ALPHA of the whole matrix."""
+        if self.p_holm is None or self.difference is None or self.p_holm >= ALPHA:
+            return "not resolved"
+        return "B > A" if self.difference > 0 else "A > B"
+
+
+def all_pairs(
+    scores: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+) -> list[PairedDifference]:
+    """Every pair a < b of `scores`, float64 `[runs, rows]`, NaN where a run has none.
+
+    `clusters` names the prompt of each row where several belong to one. The bootstrap draws from `rng`. Raises
+    ValueError for a score that is infinite.
+    """
+    if np.isinf(scores).any():
+        raise ValueError("a score is not finite")
+    runs, rows = scores.shape
+    pairs = [(a, b) for a in range(runs) for b in range(a + 1, runs)]
+    of, groups = _numbered(clusters, rows)
+    if not pairs:
+        return []
+    first, second = (scores[list(side)] for side in zip(*pairs, strict=True))
+    differences = second - first  # [pairs, rows]
+    there = ~np.isnan(differences)
+    sums, counts = (_by_cluster(np.where(there, each, 0.0), of, groups) for each in (differences, there * 1.0))
+    tested = [_test(*each) for each in zip(sums.T, counts.T, strict=True)]
+    corrected = holm([each.p for each in tested])
+    low, high = bootstrap(sums, counts, rng, resamples)
+    found = []
+    for at, (a, b) in enumerate(pairs):
+        each, n = tested[at], int(there[at].sum())
+        found.append(
+            PairedDifference(
+                a=a,
+                b=b,
+                difference=each.mean,
+                low=None if each.error is None else float(low[at]),
+                high=None if each.error is None else float(high[at]),
+                p=each.p,
+                p_holm=corrected[at],
+                n=n,
+                missing=rows - n,
+                smallest=each.smallest,
+            )
+        )
+    return found
+
+
+def bootstrap(
+    sums: np.ndarray, counts: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of 95 % intervals of the means `sums.sum(0) / counts.sum(0)`; both float64 `[clusters, columns]`.
+
+    Clusters are drawn with replacement, the same ones for all columns. The quantiles are a little further out than
+    2.5 % and 97.5 %, as far as Student's t is from the normal distribution and the spread of a sample from that of
+    its population (Hesterberg 2015, the expanded percentile interval): without it intervals of few clusters are too
+    narrow. A column's clusters without rows do not count. NaN where a column has fewer than two clusters.
+    """
+    from scipy.special import ndtr
+
+    groups = (counts > 0).sum(axis=0)
+    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples).astype(np.float64)
+    total = drawn @ counts
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.where(total > 0, (drawn @ sums) / total, np.nan)
+    low, high = np.full(len(groups), np.nan), np.full(len(groups), np.nan)
+    for many in set(groups.tolist()) - {0, 1}:
+        columns = groups == many
+        tail = float(ndtr(-math.sqrt(many / (many - 1)) * t_quantile(many - 1)))
+        low[columns], high[columns] = np.nanquantile(means[:, columns], [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction: the p values of tests such that rejecting those under 5 % errs in 5 % of matrices.
+
+    None, of a test that could not be made, stays None and is not counted.
+    """
+    order = sorted((p, at) for at, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, at) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        corrected[at] = largest
+    return corrected
+
+
+@dataclass(frozen=True)
+class _Tested:
+    mean: float | None
+    #: the standard error of the mean
+    error: float | None
+    p: float | None
+    smallest: float | None
+
+
+def _test(sums: np.ndarray, counts: np.ndarray) -> _Tested:
+    """The t test over the clusters of one pair; `sums` and `counts` are those of its clusters."""
+    from scipy.special import ndtri, stdtr
+
+    total, groups = counts.sum(), int((counts > 0).sum())
+    if total == 0:
+        return _Tested(None, None, None, None)
+    mean = float(sums.sum() / total)
+    if groups < 2:
+        return _Tested(mean, None, None, None)
+    spread = float(((sums - mean * counts) ** 2).sum())
+    error = math.sqrt(spread * groups / (groups - 1)) / float(total)
+    if error == 0:
+        return _Tested(mean, 0.0, 1.0 if mean == 0 else 0.0, 0.0)
+    p = float(2 * stdtr(groups - 1, -abs(mean) / error))
+    return _Tested(mean, error, p, (t_quantile(groups - 1) + float(ndtri(POWER))) * error)
+
+
+def _numbered(clusters: Sequence[Hashable] | None, rows: int) -> tuple[np.ndarray, int]:
+    if clusters is None:
+        return np.arange(rows), rows
+    places: dict[Hashable, int] = {}
+    of = np.array([places.setdefault(each, len(places)) for each in clusters], dtype=np.intp)
+    return of, len(places)
+
+
+def _by_cluster(values: np.ndarray, of: np.ndarray, groups: int) -> np.ndarray:
+    """Sums of `[columns, rows]` over the rows of each cluster, as `[clusters, columns]`."""
+    found = np.zeros((groups, len(values)))
+    np.add.at(found, of, values.T)
+    return found
