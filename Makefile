@@ -36,7 +36,8 @@ types: setup
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -m 'not slow'
+	# a process for each core; tests of one file stay together, for they share what they made
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow'
 
 test-all: lint types vllm-env
 	$(BIN)/python -m pytest
