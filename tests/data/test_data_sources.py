@@ -62,7 +62,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     assert values(path, path) == ROWS * 2
     if kind != "parquet":
         packed = path.with_name(path.name + ".gz")
-        packed.write_bytes(gzip.compress(path.read_bytes(, mtime=0)))
+        packed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
         assert values(packed) == ROWS
 
 
