@@ -53,7 +53,7 @@ def run(step: Step) -> dict[str, Any]:
     from dataclasses import asdict
 
     from cdpo.files import write_json
-    from cdpo.hub.cards import evaluation_card, index_card, model_card
+    from cdpo.hub.cards import branches_card, evaluation_card, index_card, model_card
     from cdpo.hub.contents import evaluation_files, model_files
     from cdpo.hub.curves import CURVES, curves_of
     from cdpo.hub.lineage import Lineage
@@ -74,6 +74,7 @@ def run(step: Step) -> dict[str, Any]:
         files |= {"README.md": card.encode(), RECIPE: recipe, **({CURVES: curves} if curves else {})}
         step.note(f"publishing the model {params.model_repo}@{params.tag} ({params.hub})")
         made.append(("model", hub.replace("model", params.model_repo, params.tag, files)))
+        hub.index(params.model_repo, branches_card(hub.id_of(params.model_repo)))
     if step.has("responses"):
         files = evaluation_files(step)
         card = evaluation_card(lineage, hub.id_of(params.evaluation_repo))

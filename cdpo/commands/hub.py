@@ -21,25 +21,37 @@ from cdpo.plan.identity import step_key
 from cdpo.project import Project
 from cdpo.store import Store
 
+#: unfinished runs that are named
+MOST_NAMED = 3
+#: what is copied beside what is loaded: the card, its picture, how it is made again
+BESIDE = ("README.md", "curves.png", "cdpo.json")
+
 
 def push(project: Project, tag: str | None, runs: Sequence[str], display: Any) -> int:
     """Publish finished runs; returns the exit code. Raises UsageError where there is none."""
     from cdpo.engine.local.engine import LocalEngine
     from cdpo.engine.show.display import make_display
+    from cdpo.hub.withdraw import is_there
 
     hub = project.hub(say)
     refs = [ref for ref in project.store.read_refs(tag) if not runs or any(fnmatch(ref["name"], each) for each in runs)]
     plans = [read_json(path) for path in sorted(project.store.plans.glob("[!.]*.json"))]
     pushes = {step["key"] for plan in plans for step in plan["steps"] if step["pipeline"] == PUSH}
     finished = [ref for ref in refs if all(project.store.find(key) for key in {*ref["steps"]} - pushes)]
-    for ref in (each for each in refs if each not in finished):
-        say(f"left out, not finished: {ref['tag']}/{ref['name']}")
+    unfinished = [f"{ref['tag']}/{ref['name']}" for ref in refs if ref not in finished]
+    if unfinished:
+        more = f" and {len(unfinished) - MOST_NAMED} more" if len(unfinished) > MOST_NAMED else ""
+        say(f"left out, not finished: {', '.join(unfinished[:MOST_NAMED])}{more}")
     if not finished:
         raise UsageError("no finished run fits: `cdpo results` lists them")
     steps = {step.key: step for ref in finished if (step := push_step(project.store, ref, hub)) is not None}
     if not steps:
         raise UsageError("these runs made nothing that could be published: no model, no responses")
     _trust(steps.values(), plans)
+    for key in steps:
+        # what was taken away on the hub, by whomever, is published again
+        if project.store.find(key) is not None and not is_there(project.store, key, say):
+            project.store.discard(key)
     parents = {key: _finished(project.store, key) for step in steps.values() for key in step.parents}
     plan = Plan("push", "", {}, [PlannedRun("push", "push", 0, PUSH, "", "", {}, list(steps))], {**parents, **steps})
     outcome = LocalEngine(project.store, project.devices(), make_display(display)).run(plan)
@@ -96,6 +108,8 @@ def push_step(store: Store, ref: dict[str, Any], hub: HubSettings) -> PlannedSte
 
 def fetched(project: Project, name: HubName) -> tuple[Pin, Path]:
     """What a name stands for now, and its files here: it moves with its branch, and pins nothing of the project."""
+    from huggingface_hub import is_offline_mode as is_offline
+
     from cdpo.hub.fetch import fetch
     from cdpo.plan.on_hub import found
 
@@ -104,6 +118,9 @@ def fetched(project: Project, name: HubName) -> tuple[Pin, Path]:
     hub = project.hub(say)
     with TemporaryDirectory() as scratch:
         lock = Lock(Path(scratch) / LOCK)
+        pinned = Lock.of(project.configs).find(name)
+        if pinned is not None and is_offline():
+            lock.keep(name, pinned)
         fetch(lock, [name], say, project.local_hub(hub))
     pin, folder = found(lock, name)
     if folder is None or pin is None:
@@ -113,14 +130,23 @@ def fetched(project: Project, name: HubName) -> tuple[Pin, Path]:
 
 def pull(project: Project, text: str, kind: Kind, config: str | None, to: str | None) -> None:
     """Fetch `ns/name[@revision]` and say where it lies; with `to` its files are copied there."""
+    from cdpo.hub.fetch import fetch_file
+
     # nothing is run here, and without code of its own a model may be of no use
     name = replace(HubName.parse(kind, text, config), code=kind == "model")
     pin, folder = fetched(project, name)
     if to is None:
         click.echo(f"{name.id} at commit {pin.commit}: {folder}")
         return
+    files = {path: folder / path for path in pin.files}
+    room = f"{config}/" if config else ""
+    for path in (f"{room}{each}" for each in BESIDE):
+        # of a local hub they lie there; from the other one they are fetched, where there are any
+        file = folder / path if pin.folder else fetch_file(replace(name, revision=pin.commit), path)
+        if file is not None and file.is_file():
+            files[path] = file
     target = Path(to)
-    for path in pin.files:
+    for path, file in files.items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / path, target / path)
-    click.echo(f"{name.id} at commit {pin.commit}: {len(pin.files)} files in {target}")
+        shutil.copyfile(file, target / path)
+    click.echo(f"{name.id} at commit {pin.commit}: {len(files)} files in {target}")

@@ -45,8 +45,8 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
     yield f"{page['dataset']} for {page['model']}: {rows}"
     tokens = page["tokens"]
     spread = "; ".join(
-        f"{name} {values[0]}, {values[1]}, {values[2]}"
-        for name in ("prompt", "response", "row")
+        f"{called} {values[0]}, {values[1]}, {values[2]}"
+        for name, called in (("prompt", "prompt"), ("response", "response"), ("row", "prompt with longer response"))
         if (values := tokens[name]) is not None
     )
     yield f"  tokens (median, 95 %, longest): {spread}; at most {page['max_length']}"
@@ -63,7 +63,8 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
     if tokens["chosen_longer"] is not None:
         said = f"  the chosen response is the longer one in {tokens['chosen_longer']:.0%} of {tokens['differ']} pairs"
         biased = not 1 - BIASED < tokens["chosen_longer"] < BIASED
-        yield said + (": a policy may learn length in place of quality" if biased else "")
+        learned = "length" if tokens["chosen_longer"] > 0.5 else "brevity"
+        yield said + (f": a policy may learn {learned} in place of quality" if biased else "")
     if page["repeated"]:
         yield f"  {page['repeated']} rows are there more than once"
     if page["shared_prompts"]:

@@ -13,8 +13,9 @@ from cdpo.plan.estimates import show_size as _size
 from cdpo.project import Project
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from cdpo.hub.withdraw import Publication
     from cdpo.store.removal import Removal
 
 
@@ -58,17 +59,15 @@ def _label(project: Project, key: str) -> str:
 
 def clear(project: Project, tag: str, yes: bool, keep_hub: bool) -> None:
     """A tag's runs, here and on the hub where they were published."""
-    from cdpo.hub.withdraw import published
+    from cdpo.hub.withdraw import published, pushes_of
     from cdpo.store.removal import plan_clear
 
-    found = plan_clear(project.store, tag)
+    # what is withdrawn is not remembered as published
+    found = plan_clear(project.store, tag, [] if keep_hub else pushes_of(project.store, tag))
     if not found:
         raise CdpoError(f"no run of tag {tag!r} in {project.store.root}; `cdpo results` shows the tags")
     project.hub(click.echo)
-    there = [] if keep_hub else published(project.store, tag, click.echo)
-    for each in there:
-        click.echo(f"{'hub':<8} {'':>9}  {each.repo}  ({each.what} of {each.kind} {each.url} carries the tag)")
-    _delete(project, found, yes, [each.remove for each in there])
+    _delete(project, found, yes, [] if keep_hub else published(project.store, tag, click.echo))
 
 
 def gc(project: Project, weights: bool, yes: bool) -> None:
@@ -81,18 +80,22 @@ def gc(project: Project, weights: bool, yes: bool) -> None:
     _delete(project, found, yes)
 
 
-def _delete(project: Project, found: "list[Removal]", yes: bool, before: "Sequence[Callable[[], None]]" = ()) -> None:
+def _delete(project: Project, found: "list[Removal]", yes: bool, published: "Sequence[Publication]" = ()) -> None:
     """Show what would go, ask, and delete exactly that; what is elsewhere first, while it is still known here."""
     from cdpo.store.removal import remove
 
+    for publication in published:
+        click.echo(f"{'hub':<8} {'':>9}  {publication}")
     for each in found:
         click.echo(f"{each.kind:<8} {_size(each.bytes):>9}  {each.path}  ({each.why})")
-    click.echo(f"{len(found)} things, {_size(sum(each.bytes for each in found))}")
+    on_hubs = f"{len(published)} on a hub, and " if published else ""
+    click.echo(f"{on_hubs}{len(found)} things here, {_size(sum(each.bytes for each in found))}")
     if not yes and not _confirmed():
         click.echo("nothing is deleted")
         return
-    for withdraw in before:
-        withdraw()
+    for publication in published:
+        publication.remove()
+        click.echo(f"withdrawn: {publication.kind} {publication.repo}, {publication.tag}")
     gone = list(remove(project.store, found))
     click.echo(f"deleted {len(gone)} of {len(found)}")
     for each in found:
@@ -126,6 +129,11 @@ def init(folder: str) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
         click.echo(f"written {place}")
+    # tokens and artifacts are nobody's to commit, whoever makes a repository of this folder
+    for ignored in (target / "services", Path(folder) / ".cdpo"):
+        if not (ignored / ".gitignore").exists():
+            ignored.mkdir(parents=True, exist_ok=True)
+            (ignored / ".gitignore").write_text("*\n", encoding="utf-8")
     click.echo("next: cdpo prep && cdpo execute && cdpo results")
 
 

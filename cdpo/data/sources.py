@@ -113,7 +113,7 @@ def _parsed(data: str, place: str) -> Any:
         return json.loads(data)
     except json.JSONDecodeError as error:
         where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise StepError(f"{place}: malformed JSON: {error.msg} at {where}") from error
+        raise StepError(f"{place}: malformed JSON: {error.msg} ({where})") from error
     except RecursionError as error:
         raise StepError(f"{place}: malformed JSON: nested too deeply") from error
 

@@ -10,6 +10,7 @@ import yaml
 from cdpo.hub.curves import CURVES
 from cdpo.hub.lineage import Lineage, bare_name, source_text
 from cdpo.hub.markdown import block, code, plain, table
+from cdpo.hub.repos import INDEX
 from cdpo.pipeline import MIXTURE, PREP, pipelines
 
 _TAGS = ["cdpo"]
@@ -27,9 +28,10 @@ def model_card(
         head["base_model"] = bases[0]
     if datasets := [given["hub"] for given in hub if given["kind"] == "dataset"]:
         head["datasets"] = datasets
-    head["library_name"] = "peft" if base is not None else "transformers"
+    head |= {"library_name": "peft" if base is not None else "transformers", "pipeline_tag": "text-generation"}
     what = f"An adapter for {code(base['hub'])}: " if base is not None else ""
-    lines = [*_opening(lineage, what), *_own_code(base, brought), *_body(lineage, repo, curves)]
+    lines = [*_opening(lineage, what), *_own_code(base, brought), *_loading(repo, lineage.tag, base)]
+    lines += _body(lineage, repo, curves)
     return _front(head) + "\n".join(lines)
 
 
@@ -76,6 +78,29 @@ def index_card(run: str) -> Callable[[Sequence[str]], str]:
         return f"{front}# Responses of {plain(run)}\n\nOne config for each tag:\n\n{listed}\n"
 
     return card
+
+
+def branches_card(repo: str) -> Callable[[Sequence[str]], str]:
+    """Of a model whose branches are tags."""
+
+    def card(branches: Sequence[str]) -> str:
+        listed = "\n".join(f"- [{plain(each)}](../../tree/{each})" for each in branches)
+        return (
+            f"{_front({'tags': _TAGS})}{INDEX}\n\n# {plain(repo.rpartition('/')[2])}\n\n"
+            f"One branch for each tag, with a card of its own; there are no weights on `main`:\n\n{listed}\n\n"
+            + "\n".join(_loading(repo, branches[0], None))
+        )
+
+    return card
+
+
+def _loading(repo: str, branch: str, base: Mapping[str, Any] | None) -> list[str]:
+    """How to load a model, and how to train on it."""
+    kind = "AutoPeftModelForCausalLM" if base is not None else "AutoModelForCausalLM"
+    library = "peft" if base is not None else "transformers"
+    python = f"from {library} import {kind}\n\nmodel = {kind}.from_pretrained({repo!r}, revision={branch!r})"
+    lines = ["## Load it", "", *block(python, "python"), ""]
+    return [*lines, f"In cdpo: {code(f'model: [{repo}@{branch}]')}.", ""]
 
 
 def rebuild_commands(name: str, folder: str = "again") -> list[str]:
@@ -231,7 +256,12 @@ def _curves() -> list[str]:
 
 def _made_of(lineage: Lineage) -> list[str]:
     lines = ["## Made of", "", "Sources:", ""]
-    lines += [f"- {plain(given['role'])}: {plain(source_text(given))}" for given in lineage.sources] or ["- none"]
+    for given in lineage.sources:
+        told = source_text(given)
+        # what lies on the Hub says by itself what it is
+        role = "" if told.startswith(f"{given['role']} ") else f"{given['role']}: "
+        lines.append(f"- {plain(role + told)}")
+    lines += [] if lineage.sources else ["- none"]
     lines += ["", "Steps, each named by a hash of all that decides its result (whole in `cdpo.json`):", ""]
     rows = []
     for manifest in lineage.steps:

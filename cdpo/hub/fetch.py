@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from cdpo.config.hub import LOCAL_OWNER, SERVICE
 from cdpo.config.hub_cache import snapshot
 from cdpo.config.lock import NAME, HubName, Lock, Pin
 from cdpo.errors import UsageError
@@ -47,11 +48,19 @@ def fetch(lock: Lock, names: Sequence[HubName], say: Callable[[str], None], loca
     for name in dict.fromkeys(names):
         try:
             if local is None or not _take(local, lock, name):
+                if name.id.startswith(f"{LOCAL_OWNER}/") and lock.find(name) is None:
+                    raise ValueError(_not_local(local))
                 _fetch(api, lock, name, say)
         except Exception as error:
             problems[f"{name}: {_said(error, name, api)}"] = error
     if problems:
         raise UsageError("\n".join(problems)) from next(iter(problems.values()))
+
+
+def _not_local(local: "LocalHub | None") -> str:
+    if local is not None:
+        return f"there is none in {local.root}"
+    return f"it is of a local hub, and {SERVICE} (or HF_TOKEN) names the Hugging Face Hub: write `kind: local` there"
 
 
 def fetch_file(name: HubName, path: str) -> Path | None:
@@ -115,7 +124,14 @@ def _model(api: "HfApi", name: HubName, commit: str | None) -> Pin:
     info = api.model_info(name.id, revision=commit or name.revision, files_metadata=True)
     sizes = {each.rfilename: each.size or 0 for each in info.siblings or []}
     assert info.sha is not None
-    return Pin(info.sha, {path: sizes[path] for path in model_files(list(sizes), name.code)}, code=name.code)
+    try:
+        files = model_files(list(sizes), name.code)
+    except ValueError as error:
+        refs = api.list_repo_refs(name.id).branches
+        others = sorted(each.name for each in refs if each.name not in (name.revision, "main"))
+        listed = f". Its branches are {', '.join(others)}: write {name.id}@{others[0]}" if others else ""
+        raise ValueError(f"{error}{listed}") from None
+    return Pin(info.sha, {path: sizes[path] for path in files}, code=name.code)
 
 
 def model_files(paths: Sequence[str], code: bool = False) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from cdpo.config.canonical import digest
 from cdpo.config.lock import Kind
 from cdpo.errors import CdpoError
-from cdpo.hub.repos import CARD, Files, Published, folders_of
+from cdpo.hub.repos import CARD, INDEX, Files, Published, folders_of
 from cdpo.hub.trouble import Trouble
 from cdpo.store import locks
 
@@ -55,6 +55,11 @@ class HuggingFaceHub:
 
             return self._insist(change, f"{kind} {repo}@{branch}")
 
+    def index(self, name: str, card: Callable[[Sequence[str]], str]) -> None:
+        repo = self.id_of(name)
+        with self._alone(repo):
+            self._insist(lambda: self._indexed(repo, card), f"model {repo}@main")
+
     def put_folder(
         self, kind: Kind, name: str, folder: str, files: Files, card: Callable[[Sequence[str]], str]
     ) -> Published:
@@ -84,12 +89,11 @@ class HuggingFaceHub:
 
         try:
             if kind == "model":
-                branches = [each.name for each in self._api.list_repo_refs(repo, repo_type=kind).branches]
+                branches = self._branches(repo)
                 if tag not in branches:
                     return None
-                # what is on `main` was put there by somebody else
-                others = set(branches) - {tag, "main"} or self._files(kind, repo)
-                return "a branch" if others else "the repository"
+                others = set(branches) - {tag} or [path for path in self._files(kind, repo) if path != CARD]
+                return "a branch" if others or self._written(repo) else "the repository"
             folders = folders_of(self._files(kind, repo))
             return None if tag not in folders else "the repository" if folders == [tag] else "a folder"
         except RepositoryNotFoundError:
@@ -106,6 +110,7 @@ class HuggingFaceHub:
                     self._api.delete_repo(repo, repo_type=kind, missing_ok=True)
                 elif what == "a branch":
                     self._api.delete_branch(repo, branch=tag, repo_type=kind)
+                    self._indexed(repo, card)
                 elif what == "a folder":
                     head, there = self._head(kind, repo, "main")
                     gone = [path for path in there if path.startswith(f"{tag}/")]
@@ -123,6 +128,33 @@ class HuggingFaceHub:
             lambda: self._api.create_repo(repo, repo_type=kind, private=self._private, exist_ok=True), f"{kind} {repo}"
         )
         return repo
+
+    def _branches(self, repo: str) -> list[str]:
+        """Of a model, but for `main`."""
+        return [each.name for each in self._api.list_repo_refs(repo).branches if each.name != "main"]
+
+    def _indexed(self, repo: str, card: Callable[[Sequence[str]], str]) -> None:
+        branches = self._branches(repo)
+        if not branches or self._written(repo):
+            return
+        head, _ = self._head("model", repo, "main")
+        text = card(sorted(branches))
+        if text != self._card(repo, head):
+            self._commit("model", repo, "main", head, {CARD: text.encode()}, [])
+
+    def _written(self, repo: str) -> bool:
+        """Whether somebody else wrote the card on a model's `main`."""
+        head, _ = self._head("model", repo, "main")
+        text = self._card(repo, head)
+        return text is not None and INDEX not in text
+
+    def _card(self, repo: str, commit: str) -> str | None:
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(self._api.hf_hub_download(repo, CARD, revision=commit)).read_text(encoding="utf-8")
+        except EntryNotFoundError:
+            return None
 
     def _files(self, kind: Kind, repo: str) -> list[str]:
         """Of `main`, but for what the Hub puts there itself."""

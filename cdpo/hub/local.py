@@ -36,6 +36,9 @@ class LocalHub:
         with self._alone(repo):
             return self._commit(repo, name, branch, files)
 
+    def index(self, name: str, card: Callable[[Sequence[str]], str]) -> None:
+        """A folder has no page that somebody sees first."""
+
     def put_folder(
         self, kind: Kind, name: str, folder: str, files: Files, card: Callable[[Sequence[str]], str]
     ) -> Published:

@@ -8,6 +8,8 @@ from typing import Protocol
 from cdpo.config.lock import Kind
 
 CARD = "README.md"
+#: in a card that lists branches: nobody else wrote it
+INDEX = "<!-- cdpo lists the branches here -->"
 #: what becomes of a repository's files: path in it -> the file, or its content
 Files = Mapping[str, Path | bytes]
 
@@ -39,6 +41,10 @@ class Hub(Protocol):
     def replace(self, kind: Kind, name: str, branch: str, files: Files) -> Published:
         """Let a branch of the repository `name`, which is made where it is not there, hold just these files."""
 
+    def index(self, name: str, card: Callable[[Sequence[str]], str]) -> None:
+        """Let `main` of the model `name`, which whoever follows a link sees first, hold what `card` makes of its other
+        branches; what somebody else wrote there stays."""
+
     def put_folder(
         self, kind: Kind, name: str, folder: str, files: Files, card: Callable[[Sequence[str]], str]
     ) -> Published:
@@ -55,4 +61,5 @@ class Hub(Protocol):
         or `a branch`, `a folder`; None where nothing does."""
 
     def remove(self, kind: Kind, repo: str, tag: str, card: Callable[[Sequence[str]], str]) -> None:
-        """Remove just that. README.md becomes what `card` makes of the other paths, where some are left."""
+        """Remove just that. README.md becomes what `card` makes of what is left: of a dataset's paths, of a model's
+        branches."""

@@ -35,13 +35,14 @@ class Removal:
     key: str | None = None
 
 
-def plan_clear(store: Store, tag: str) -> list[Removal]:
-    """The runs of `tag`, and the steps that no run of another tag and no frozen plan of another tag's runs needs.
+def plan_clear(store: Store, tag: str, also: Collection[str] = ()) -> list[Removal]:
+    """The runs of `tag`, and of their steps (and the keys `also`) those that no run of another tag and no frozen plan
+    of another tag's runs needs.
 
     A frozen plan's steps count as needed only for its runs under other tags.
     """
     refs = store.read_refs(tag)
-    mine = {key for ref in refs for key in ref["steps"]}
+    mine = {key for ref in refs for key in ref["steps"]} | {*also}
     others = {key for ref in store.read_refs() if ref["tag"] != tag for key in ref["steps"]}
     for path in store.plans.glob("[!.]*.json"):
         for run in read_json(path)["runs"]:

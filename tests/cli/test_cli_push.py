@@ -1,6 +1,7 @@
 """A run is published, and what was published is trained on again: a folder, then the Hub."""
 
 import json
+import shutil
 import re
 import subprocess
 import sys
@@ -137,7 +138,9 @@ def test_from_own_pairs_to_a_model_in_a_folder_and_on_the_hub(tmp_path: Path, hu
     assert "OTHER KEY  EVALREWARD" in run_cdpo(*words, cwd=tmp_path, env=env_read, check=1).stdout
     # what is taken back is what was published under the tag, there and in the folder
     shown = run_cdpo("clear", "-t", "mine", "-y", cwd=folder, env=env).stdout
-    assert shown.count("the repository of ") == 4
+    assert shown.count("the whole ") == 4
+    assert shown.count("withdrawn: ") == 4
+    assert "4 on a hub, and " in shown
     with pytest.raises(Refused):
         tree(hub, "model", f"lab/{RUN}", "mine")
     assert not (Path(model["url"]).parents[2] / RUN).exists()
@@ -147,6 +150,37 @@ def test_from_own_pairs_to_a_model_in_a_folder_and_on_the_hub(tmp_path: Path, hu
     for request in hub.requests:
         others = [header for header in request.headers if header[0].lower() != "authorization"]
         assert WRITER.encode() not in replace(request, headers=others).everything()
+
+
+@pytest.mark.slow
+def test_what_was_taken_away_is_published_again(tmp_path: Path) -> None:
+    folder = project(tmp_path, TASKS.replace(", PUSH", "").replace(", EVALREWARD", "").rpartition("EVALREWARD")[0])
+    run_cdpo("execute", cwd=folder)
+    there = folder / ".cdpo" / "hub" / "models" / "local" / RUN
+
+    def weights() -> bool:
+        return any(there.rglob("*.safetensors"))
+
+    run_cdpo("push", cwd=folder)
+    assert weights()
+    # another's doing
+    shutil.rmtree(there)
+    run_cdpo("push", cwd=folder)
+    assert weights()
+    assert "0 to run" in run_cdpo("push", cwd=folder).stdout
+    # our own
+    run_cdpo("clear", "-t", "mine", "-y", cwd=folder)
+    assert not weights()
+    assert not list((folder / ".cdpo" / "steps" / "PUSH").glob("[!.]*"))
+    run_cdpo("execute", cwd=folder)
+    run_cdpo("push", cwd=folder)
+    assert weights()
+    # all of it, with the card
+    run_cdpo("pull", f"local/{RUN}@mine", "--to", tmp_path / "pulled", cwd=folder)
+    assert {"README.md", "curves.png", "cdpo.json", "model.safetensors"} <= {
+        path.name for path in (tmp_path / "pulled").iterdir()
+    }
+    assert "there is none in" in run_cdpo("pull", "local/nobody@mine", cwd=folder, check=2).stderr
 
 
 @pytest.mark.slow

@@ -149,6 +149,7 @@ def test_a_bias_is_called_one(share: float, biased: bool) -> None:
     page = {"dataset": "d", "model": "m", "rows": {"train": 10}, "tokens": tokens, "max_length": 9, "dropped": {}}
     page |= {"repeated": 0, "shared_prompts": 0, "end_token": "</s>", "sample": "x"}
     said = "\n".join(preflight_lines([page] * 6, Path("x.json")))
-    assert ("length in place of quality" in said) is biased
+    learned = "length" if share > 0.5 else "brevity"
+    assert (f"{learned} in place of quality" in said) is biased
     assert "WARNING" not in said
     assert "2 more such pages in x.json" in said

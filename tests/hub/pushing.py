@@ -1,7 +1,8 @@
 """`python -m tests.hub.pushing`: publishes by cdpo's hub in a process of its own, as a test says it (JSON on stdin).
 
 {"owner", "room", "calls": [["replace", kind, name, branch, {path: text}] | ["put_folder", kind, name, folder, {...}] |
-["remove", kind, repo, tag] | ["collect", title, kind, repo]]}; prints {"found": what each call gave, "notes"}.
+["index", name] | ["remove", kind, repo, tag] | ["collect", title, kind, repo]]}; prints {"found": what each call gave,
+"notes"}.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from cdpo.errors import CdpoError
 from cdpo.hub import huggingface
+from cdpo.hub.cards import branches_card
 from cdpo.hub.huggingface import HuggingFaceHub
 
 
@@ -33,7 +35,10 @@ def main() -> None:
                 found.append(asdict(hub.put_folder(kind, name, folder, content, lambda paths: "\n".join(paths))))
             elif call == "remove":
                 found.append(hub.carried(*words))
-                hub.remove(*words, lambda paths: "\n".join(paths))
+                hub.remove(*words, branches_card(words[1]) if words[0] == "model" else lambda paths: "\n".join(paths))
+            elif call == "index":
+                (name,) = words
+                found.append(hub.index(name, branches_card(hub.id_of(name))))
             else:
                 hub.collect(*words)
                 found.append(None)

@@ -85,7 +85,7 @@ def test_short_names_are_told_with_what_they_are_on_the_hub() -> None:
     card = model_card(told, None, "a/b")
     assert "\n`Q0.5B` (`Qwen/Qwen1.5-0.5B`), trained by **SFT**" in card
     assert "| `pairs` (`lab/rows`) | 60 |" in card
-    assert "model: model Qwen/Qwen1.5-0.5B at commit 2222" in card
+    assert "- model Qwen/Qwen1.5-0.5B at commit 2222" in card
     told.ref |= {"model": "Qwen/Qwen1.5-0.5B@v1"}
     assert "\n`Qwen/Qwen1.5-0.5B@v1`, trained by" in model_card(told, None, "a/b")
 

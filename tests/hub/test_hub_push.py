@@ -170,6 +170,32 @@ def test_what_carries_a_tag_is_taken_back_and_nothing_else(hub: Hub, tmp_path: P
     assert there == ["models/ada/two.json"]
 
 
+def test_main_of_a_model_lists_its_branches_and_what_others_wrote_there_stays(hub: Hub, tmp_path: Path) -> None:
+    calls = [
+        ["replace", "model", "run", "tag1", {"a": "b"}],
+        *[["index", "run"]] * 2,
+        ["replace", "model", "run", "tag2", {"a": "b"}],
+        ["index", "run"],
+        # somebody's own card, and only then a tag
+        ["replace", "model", "theirs", "main", {"README.md": "by hand"}],
+        ["replace", "model", "theirs", "tag1", {"a": "b"}],
+        ["index", "theirs"],
+        ["remove", "model", "ada/theirs", "tag1"],
+    ]
+    assert push(hub, tmp_path, calls)["found"][-1] == "a branch"
+    assert tree(hub, "model", "ada/theirs", "main") == {"README.md": b"by hand"}
+    card = tree(hub, "model", "ada/run", "main")["README.md"].decode()
+    assert "[tag1]" in card
+    assert "[tag2]" in card
+    assert "revision='tag1'" in card
+    made = [each for each in hub.requests if each.method == "POST" and each.path.endswith("/ada/run/commit/main")]
+    assert len(made) == 2, "what is there already is not written again"
+    calls = [["remove", "model", "ada/run", tag] for tag in ("tag1", "tag2")]
+    assert push(hub, tmp_path, calls[:1])["found"] == ["a branch"]
+    assert "tag1" not in tree(hub, "model", "ada/run", "main")["README.md"].decode()
+    assert push(hub, tmp_path, calls[1:])["found"] == ["the repository"]
+
+
 def test_collections_hold_every_repository_once(hub: Hub, tmp_path: Path) -> None:
     made = ["replace", "model", "run", "tag", {"a": "b"}]
     push(hub, tmp_path, [made, *[["collect", "My models", "model", "ada/run"]] * 2])
