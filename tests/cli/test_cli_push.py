@@ -1,8 +1,8 @@
 """A run is published, and what was published is trained on again: a folder, then the Hub."""
 
 import json
-import shutil
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator

@@ -222,6 +222,7 @@ def test_a_trusted_model_goes_through_all_steps_and_is_published_with_its_code(c
     written = tmp_path / "again" / "configs" / "tasks.yaml"
     assert "trust_remote_code" not in written.read_text()
     written.write_text(written.read_text().replace("path: ./model", "path: ./model\n    trust_remote_code: true"))
+    shutil.copytree(custom.folder, tmp_path / "again" / "model")
     done = run_cdpo("reproduce", f"local/{recipe['run']}@own", "--to", tmp_path / "again", cwd=folder, check=None)
     assert "not trusted" not in done.stdout
     assert "OTHER KEY" not in done.stdout
