@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from cdpo.store.removal import Removal
 
 
+#: artifacts, and tokens
+IGNORED = (".cdpo/", "configs/services/")
+
+
 def redo(project: Project, text: str) -> None:
     from cdpo.store.names import short
     from cdpo.store.removal import being_read
@@ -129,12 +133,19 @@ def init(folder: str) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
         click.echo(f"written {place}")
-    # tokens and artifacts are nobody's to commit, whoever makes a repository of this folder
-    for ignored in (target / "services", Path(folder) / ".cdpo"):
-        if not (ignored / ".gitignore").exists():
-            ignored.mkdir(parents=True, exist_ok=True)
-            (ignored / ".gitignore").write_text("*\n", encoding="utf-8")
+    _ignore(Path(folder) / ".gitignore")
     click.echo("next: cdpo prep && cdpo execute && cdpo results")
+
+
+def _ignore(place: Path) -> None:
+    """Keep tokens and artifacts out of a repository that is made of the project; a file that is there is left alone."""
+    if not place.exists():
+        place.write_text("".join(f"{each}\n" for each in IGNORED), encoding="utf-8")
+        click.echo(f"written {place}")
+        return
+    missing = [each for each in IGNORED if each not in place.read_text(encoding="utf-8").splitlines()]
+    if missing:
+        click.echo(f"kept    {place}: add {' and '.join(missing)}, which are nobody's to commit")
 
 
 def import_store(project: Project, other: str) -> None:

@@ -135,8 +135,11 @@ def test_init_in_an_empty_folder_plans(tmp_path: Path) -> None:
     assert (tmp_path / "configs" / "tasks.yaml").exists()
     assert "8 runs, 27 steps" in run_cdpo("plan", cwd=tmp_path).stdout
     assert not (tmp_path / ".cdpo").exists()
+    assert (tmp_path / ".gitignore").read_text() == ".cdpo/\nconfigs/services/\n"
     again = run_cdpo("init", cwd=tmp_path).stdout
     assert "written" not in again
+    (tmp_path / ".gitignore").write_text(".cdpo/\n")
+    assert "add configs/services/, which" in run_cdpo("init", cwd=tmp_path).stdout
 
 
 def test_doctor_and_schema(project: Path) -> None:
