@@ -23,8 +23,6 @@ from cdpo.store import Store
 
 #: unfinished runs that are named
 MOST_NAMED = 3
-#: what is copied beside what is loaded: the card, its picture, how it is made again
-BESIDE = ("README.md", "curves.png", "cdpo.json")
 
 
 def push(project: Project, tag: str | None, runs: Sequence[str], display: Any) -> int:
@@ -108,7 +106,7 @@ def push_step(store: Store, ref: dict[str, Any], hub: HubSettings) -> PlannedSte
 
 def fetched(project: Project, name: HubName) -> tuple[Pin, Path]:
     """What a name stands for now, and its files here: it moves with its branch, and pins nothing of the project."""
-    from huggingface_hub import is_offline_mode as is_offline
+    from huggingface_hub import is_offline_mode
 
     from cdpo.hub.fetch import fetch
     from cdpo.plan.on_hub import found
@@ -119,7 +117,7 @@ def fetched(project: Project, name: HubName) -> tuple[Pin, Path]:
     with TemporaryDirectory() as scratch:
         lock = Lock(Path(scratch) / LOCK)
         pinned = Lock.of(project.configs).find(name)
-        if pinned is not None and is_offline():
+        if pinned is not None and is_offline_mode():
             lock.keep(name, pinned)
         fetch(lock, [name], say, project.local_hub(hub))
     pin, folder = found(lock, name)
@@ -130,7 +128,12 @@ def fetched(project: Project, name: HubName) -> tuple[Pin, Path]:
 
 def pull(project: Project, text: str, kind: Kind, config: str | None, to: str | None) -> None:
     """Fetch `ns/name[@revision]` and say where it lies; with `to` its files are copied there."""
+    from huggingface_hub import is_offline_mode
+
+    from cdpo.hub.curves import CURVES
     from cdpo.hub.fetch import fetch_file
+    from cdpo.hub.recipe import RECIPE
+    from cdpo.hub.repos import CARD
 
     # nothing is run here, and without code of its own a model may be of no use
     name = replace(HubName.parse(kind, text, config), code=kind == "model")
@@ -140,10 +143,13 @@ def pull(project: Project, text: str, kind: Kind, config: str | None, to: str | 
         return
     files = {path: folder / path for path in pin.files}
     room = f"{config}/" if config else ""
-    for path in (f"{room}{each}" for each in BESIDE):
-        # of a local hub they lie there; from the other one they are fetched, where there are any
-        file = folder / path if pin.folder else fetch_file(replace(name, revision=pin.commit), path)
-        if file is not None and file.is_file():
+    for path in (f"{room}{each}" for each in (CARD, CURVES, RECIPE)):
+        if (folder / path).is_file():
+            files[path] = folder / path
+            continue
+        # what only people read was not fetched with the rest
+        online = pin.folder is None and not is_offline_mode()
+        if online and (file := fetch_file(replace(name, revision=pin.commit), path)) is not None:
             files[path] = file
     target = Path(to)
     for path, file in files.items():

@@ -241,6 +241,8 @@ def _difference(published: Mapping[str, Any], rebuilt: Mapping[str, Any] | None)
         return "missing"
     if rebuilt["mean"] == published["mean"]:
         return ""
+    if published["low"] is None:
+        return "differs; the published one has no interval"
     inside = published["low"] <= rebuilt["mean"] <= published["high"]
     return f"differs, {'inside' if inside else 'OUTSIDE'} the published interval"
 

@@ -226,7 +226,7 @@ def _results(lineage: Lineage) -> list[str]:
         [
             code(name),
             f"{value['mean']:.4f}",
-            f"{value['low']:.4f} to {value['high']:.4f}",
+            "none: too few prompts" if value["low"] is None else f"{value['low']:.4f} to {value['high']:.4f}",
             f"{value['n']:,}",
             plain(value["split"]),
         ]

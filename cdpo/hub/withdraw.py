@@ -61,18 +61,23 @@ def pushes_of(store: Store, tag: str) -> list[str]:
 
 def is_there(store: Store, key: str, note: Callable[[str], None]) -> bool:
     """Whether all that a finished PUSH step published still is. Raises CdpoError where a hub cannot be asked."""
-    params = next(params for known, params in _pushes(store) if known == key)
+    folder = store.find(key)
+    assert folder is not None
+    params = _params(store, folder)
     return len(list(_there(store, key, params, note))) == len(_pushed(store, key))
 
 
 def _pushes(store: Store) -> Iterator[tuple[str, Any]]:
     """Key and parameters of every finished PUSH step."""
-    from cdpo.pipelines.push import PUSHParams
-
     for folder in store.finished().values():
         if folder.parent.name == PUSH:
-            manifest = store.manifest(folder)
-            yield manifest["key"], PUSHParams(**manifest["params"])
+            yield store.full_key(folder), _params(store, folder)
+
+
+def _params(store: Store, folder: Path) -> Any:
+    from cdpo.pipelines.push import PUSHParams
+
+    return PUSHParams(**store.manifest(folder)["params"])
 
 
 def _there(store: Store, key: str, params: Any, note: Callable[[str], None]) -> Iterator[Publication]:

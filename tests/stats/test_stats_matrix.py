@@ -33,7 +33,7 @@ def test_the_test_of_a_pair_is_scipys():
         assert (each.low, each.high) == pytest.approx((ends.low, ends.high), abs=0.05)
 
 
-def test_holm_by_hand_and_by_statsmodels_table():
+def test_holm_by_hand():
     # Holm (1979): the k-th smallest of m times m - k + 1, never below an earlier one
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, None, 0.9]) == [1.0, None, 1.0]
