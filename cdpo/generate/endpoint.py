@@ -10,23 +10,20 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import openai
 
 from cdpo import retry_after
 from cdpo.engine.services.client import Address
 from cdpo.errors import StepError
+from cdpo.servers import FIRST_PAUSE, LONGEST_PAUSE, may_pass, on_this_machine
 
 Answer = TypeVar("Answer")
 
-#: seconds before the first repetition of a call, and the most that are waited where the server names no time
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 #: seconds between two looks for the address of a server that is being started
 LOOK = 0.2
 #: seconds after which a sign of life is due although nothing was answered
 SIGN = 10.0
-TRIED_AGAIN = {408, 409, 425, 429}
 
 
 class NoAnswer(Exception):
@@ -122,7 +119,7 @@ class Endpoint:
                 return await call(self._client(address.url), address.model)
             except openai.APIStatusError as error:
                 said = _said(error)
-                if error.status_code not in TRIED_AGAIN and error.status_code < 500:
+                if not may_pass(error.status_code):
                     raise _GivenUp(said) from None
                 pause = retry_after.seconds(error.response.headers.get("retry-after"))
                 if error.status_code == 429 and pause is not None:
@@ -141,14 +138,12 @@ class Endpoint:
 
     def _client(self, url: str) -> openai.AsyncOpenAI:
         if url not in self._clients:
-            # a proxy of the network knows nothing of servers on this very machine
-            here = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
             self._clients[url] = openai.AsyncOpenAI(
                 api_key=self._api_key,
                 base_url=url,
                 timeout=self._timeout,
                 max_retries=0,
-                http_client=openai.DefaultAsyncHttpxClient(trust_env=not here),
+                http_client=openai.DefaultAsyncHttpxClient(trust_env=not on_this_machine(url)),
             )
         return self._clients[url]
 

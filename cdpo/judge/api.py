@@ -8,57 +8,28 @@ is under way comes back, is kept, and is not asked again by the next attempt.
 
 import asyncio
 import contextlib
-import os
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
-import httpx2
-
-from cdpo import retry_after, stopping
-from cdpo.config.canonical import digest
+from cdpo import stopping
 from cdpo.config.judges import Prices
 from cdpo.errors import StepError
-from cdpo.files import append_json, read_json_lines
 from cdpo.judge.answers import Answer, Question, Refusal
-from cdpo.judge.limiter import Limiter
+from cdpo.judge.endpoint import Asking, Endpoint, Failed
+from cdpo.judge.ledger import Ledger
 from cdpo.judge.reckoning import reckoned_tokens
+from cdpo.servers import FIRST_PAUSE, LONGEST_PAUSE
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 #: seconds between two signs of life, and between two looks at what has changed
 SIGN, LOOK = 10.0, 0.1
 #: after so many failures one after the other an endpoint is left alone for a while
 FAILING = 8
-#: connections of one client, whose pool looks at each of them for every request
-PER_CLIENT = 16
-#: what newer models of OpenAI's call max_tokens, which they refuse
-NEWER_LIMIT = "max_completion_tokens"
 #: so many questions refused, and none answered: the next will not be answered either
 REFUSALS = 20
-TRIED_AGAIN = {408, 409, 425, 429}
-#: of an error 429 that no waiting mends
-EMPTY_ACCOUNT = "insufficient_quota"
-
-
-class Ledger:
-    """What a store has spent on one judge: a file of one line per answer that was paid for."""
-
-    def __init__(self, file: Path, budget: float | None) -> None:
-        self.file, self.budget = file, budget
-        self.spent = sum(each["dollars"] or 0.0 for each in read_json_lines(file))
-
-    def allows(self, dollars: float) -> bool:
-        return self.budget is None or self.spent + dollars <= self.budget
-
-    def paid(self, answer: Answer, step: str) -> None:
-        """Write down an answer."""
-        self.spent += answer.dollars or 0.0
-        used = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
-        append_json(self.file, {"time": round(time.time(), 3), "step": step, **used, "dollars": answer.dollars})
 
 
 class ApiJudge:
@@ -83,7 +54,8 @@ class ApiJudge:
         self._prices = Prices.model_validate(given["prices"]) if given["prices"] else None
         self.retries, self.note, self._alive = given["retries"], note, alive
         self._runner = asyncio.Runner()
-        self.endpoints = [_Endpoint(name, each, given["timeout_seconds"]) for each in given["endpoints"]]
+        asking = Asking(self.sampling, top_logprobs, self.identity)
+        self.endpoints = [Endpoint(name, each, given["timeout_seconds"], asking) for each in given["endpoints"]]
 
     def close(self) -> None:
         try:
@@ -109,52 +81,15 @@ class ApiJudge:
         most = self.sampling["max_tokens"]
         return self._prices.of(reckoned_tokens(question), most) if self._prices else 0.0
 
-    def priced(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        return self._prices.of(prompt_tokens, completion_tokens) if self._prices else None
+    def priced(self, answer: Answer) -> Answer:
+        """With what it cost, where prices are known."""
+        if self._prices is None:
+            return answer
+        return replace(answer, dollars=self._prices.of(answer.prompt_tokens, answer.completion_tokens))
 
     async def _hang_up(self) -> None:
         for client in (client for each in self.endpoints for client in each.clients):
             await client.aclose()
-
-
-class _Endpoint:
-    """One server, with its limits."""
-
-    def __init__(self, judge: str, given: Mapping[str, Any], timeout: float) -> None:
-        self.url, self.model = given["url"], given["model"] or judge
-        self.limiter = Limiter(given["requests_per_minute"], given["tokens_per_minute"])
-        self.tokens_per_minute, self.concurrency = given["tokens_per_minute"], given["concurrency"]
-        #: why nothing more is asked here
-        self.out: str | None = None
-        #: failures one after the other
-        self.failures = 0
-        #: what its server calls max_tokens
-        self.limit = "max_tokens"
-        self.turn = asyncio.Lock()
-        self.timeout, self._given = timeout, given
-        self.place = self._place()
-        # not OpenAI's own client, which takes more time for a request than all else here
-        self.clients = [self._client() for _ in range(-(-self.concurrency // PER_CLIENT))]
-
-    def _client(self) -> httpx2.AsyncClient:
-        key = os.environ.get(self._given["api_key"] or "", "none")
-        azure = self._given["api"] == "azure"
-        headers = {"api-key": key} if azure else {"authorization": f"Bearer {key}"}
-        # a proxy of the network knows nothing of servers on this very machine
-        here = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-        return httpx2.AsyncClient(headers=headers, timeout=self.timeout, trust_env=not here, limits=limits)
-
-    def _place(self) -> str:
-        """Where chat completions are asked for."""
-        if self._given["api"] != "azure":
-            return f"{self.url.rstrip('/')}/chat/completions"
-        version = self._given["api_version"]
-        return f"{self.url.rstrip('/')}/openai/deployments/{self.model}/chat/completions?api-version={version}"
-
-    def allows(self, tokens: int) -> bool:
-        """Whether one request may take so many tokens."""
-        return self.tokens_per_minute is None or tokens <= self.tokens_per_minute
 
 
 class _Waiting(NamedTuple):
@@ -193,7 +128,7 @@ class _Asking:
     def missing(self) -> int:
         return len(self.questions) - self.count
 
-    async def some(self, endpoints: Sequence[_Endpoint]) -> list[tuple[int, Answer | Refusal]] | None:
+    async def some(self, endpoints: Sequence[Endpoint]) -> list[tuple[int, Answer | Refusal]] | None:
         """What was answered since; empty where nothing was for a while, None once nothing more will be."""
         if not self.tasks:
             workers = [each for each in endpoints for _ in range(min(each.concurrency, len(self.questions)))]
@@ -241,7 +176,7 @@ class _Asking:
         self.waiting.clear()
         self.changed.set()
 
-    async def _serve(self, endpoint: _Endpoint) -> None:
+    async def _serve(self, endpoint: Endpoint) -> None:
         """One of the requests that an endpoint may have under way at once."""
         while True:
             # only who has the turn takes a question: those that wait for a slow endpoint are free for another
@@ -257,7 +192,7 @@ class _Asking:
                 self.under_way -= 1
                 self.changed.set()
 
-    async def _taken(self, endpoint: _Endpoint) -> tuple[_Waiting, int, float] | None:
+    async def _taken(self, endpoint: Endpoint) -> tuple[_Waiting, int, float] | None:
         """The next question, once the endpoint's limits allow it, with the tokens and dollars that it may cost; None
         where there is nothing more to be asked here."""
         judge = self.judge
@@ -295,13 +230,14 @@ class _Asking:
             f"${ledger.budget:.4g} are spent, and one more answer may cost ${dollars:.2g} (`budget` in devices.yaml)"
         )
 
-    async def _answer(self, endpoint: _Endpoint, each: _Waiting, tokens: int) -> None:
+    async def _answer(self, endpoint: Endpoint, each: _Waiting, tokens: int) -> None:
         try:
-            answer = await self._sent(endpoint, each.at)
-        except _Failed as failed:
+            answer = await endpoint.answer(self.questions[each.at], each.at)
+        except Failed as failed:
             began = self.count if each.began is None else each.began
             self._failed(endpoint, each._replace(seen=self.count, began=began), failed, progress=self.count > each.seen)
             return
+        answer = self.judge.priced(answer)
         endpoint.failures = 0
         endpoint.limiter.settle(tokens, answer.prompt_tokens + answer.completion_tokens)
         self.judge.ledger.paid(answer, self.judge.step)
@@ -309,7 +245,7 @@ class _Asking:
         self.answered.append((each.at, answer))
         self.answers_came.set()
 
-    def _failed(self, endpoint: _Endpoint, each: _Waiting, failed: "_Failed", *, progress: bool) -> None:
+    def _failed(self, endpoint: Endpoint, each: _Waiting, failed: Failed, *, progress: bool) -> None:
         if failed.final == "endpoint":
             if endpoint.out is None:
                 endpoint.out = failed.said
@@ -360,94 +296,3 @@ class _Asking:
 
         self.resting += 1
         asyncio.get_running_loop().call_later(seconds, again)
-
-    async def _sent(self, endpoint: _Endpoint, at: int) -> Answer:
-        """Raises _Failed."""
-        judge, question = self.judge, self.questions[at]
-        body: dict[str, Any] = {"model": endpoint.model, "messages": question.messages}
-        # one that cuts nothing is left out: there are servers that take temperature or top_p, and not both
-        body |= {name: value for name, value in judge.sampling.items() if (name, value) != ("top_p", 1.0)}
-        limit = endpoint.limit
-        body[limit] = body.pop("max_tokens")
-        if judge.top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": judge.top_logprobs}
-        # a gateway that knows it does not bill a question twice that was sent twice
-        headers = {"Idempotency-Key": digest([judge.identity, question.messages])}
-        try:
-            client = endpoint.clients[at % len(endpoint.clients)]
-            # the client's own timeout is one of silence: a gateway that sends blanks while it waits is not silent
-            async with asyncio.timeout(endpoint.timeout):
-                response = await client.post(endpoint.place, json=body, headers=headers)
-        except (TimeoutError, httpx2.TimeoutException):
-            raise _Failed("no answer in time") from None
-        except httpx2.HTTPError as error:
-            said = str(error) or type(error).__name__
-            raise _Failed(f"no connection to {endpoint.url} ({said})") from None
-        if not response.is_success:
-            if response.status_code == 400 and limit != NEWER_LIMIT and NEWER_LIMIT in response.text:
-                endpoint.limit = NEWER_LIMIT
-                return await self._sent(endpoint, at)
-            raise _refused(response)
-        try:
-            return _read(response.json(), judge, question)
-        except ValueError as error:
-            raise _Failed(f"an answer that is none: {error}") from None
-
-
-class _Failed(Exception):
-    """A request that was not answered. `final`: what is not to be tried again, the `question` or the `endpoint`;
-    `pause`: seconds that the server asked for; `busy`: it has too much to do."""
-
-    def __init__(self, said: str, pause: float | None = None, final: str | None = None, busy: bool = False) -> None:
-        self.said, self.pause, self.final, self.busy = said, pause, final, busy
-        super().__init__(said)
-
-
-def _read(found: Any, judge: ApiJudge, question: Question) -> Answer:
-    """What a completion says. Raises ValueError for what is none."""
-    try:
-        (choice,) = found["choices"]
-        message, used = choice["message"], found.get("usage") or {}
-        # one that has no text is an answer all the same, and was paid for: a model may think until max_tokens end it
-        text = message.get("content") or message.get("refusal") or ""
-        if not isinstance(text, str):
-            raise ValueError(f"{str(found)[:200]!r}")
-        first = None
-        if judge.top_logprobs:
-            likely = choice["logprobs"]["content"][0]["top_logprobs"]
-            first = {str(each["token"]): float(each["logprob"]) for each in likely}
-            if not all(each < 1.0 for each in first.values()):
-                raise ValueError(f"log-probabilities that are none: {first}")
-        # a server that does not count is not one that is free
-        said = Question([{"role": "assistant", "content": text}], "")
-        prompt = int(used.get("prompt_tokens") or reckoned_tokens(question))
-        completion = int(used.get("completion_tokens") or reckoned_tokens(said))
-    except (KeyError, TypeError, IndexError, AttributeError, OverflowError):
-        raise ValueError(f"{str(found)[:200]!r}") from None
-    # half of a character is nothing that could be written down
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    finish, model = str(choice.get("finish_reason")), found.get("model")
-    return Answer(text, prompt, completion, finish, model, judge.priced(prompt, completion), first)
-
-
-def _refused(response: httpx2.Response) -> _Failed:
-    try:
-        body = response.json()
-    except ValueError:
-        body = response.text
-    if isinstance(body, dict):
-        body = body.get("error") or body
-    code = body.get("code") if isinstance(body, dict) else None
-    if isinstance(body, dict):
-        body = body.get("message") or body.get("detail") or body
-    text = " ".join(str(body).split())
-    status = response.status_code
-    said = f"HTTP {status}: {text if len(text) <= 300 else text[:300] + ' ...'}"
-    if status in (401, 403, 404) or code == EMPTY_ACCOUNT:
-        return _Failed(said, final="endpoint")
-    if status not in TRIED_AGAIN and status < 500:
-        return _Failed(said, final="question")
-    pause = None
-    with contextlib.suppress(ValueError):
-        pause = retry_after.seconds(response.headers.get("retry-after"))
-    return _Failed(said, pause, busy=status == 429)

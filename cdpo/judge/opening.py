@@ -6,7 +6,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdpo.config.canonical import digest
 from cdpo.judge.answers import AnswerStore, Judge
 from cdpo.judge.session import Session
 from cdpo.store import locks
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from cdpo.config.judging import JudgeParams
     from cdpo.step import Step
 
-#: of the store: what was spent on each judge, and who asks it
-FOLDER = "judges"
 #: seconds between two looks whether another step still asks the same judge
 PAUSE = 0.5
 
@@ -52,16 +49,16 @@ def _judge(step: "Step", params: "JudgeParams", store: Path, top_logprobs: int |
         loading = {name: getattr(params, name) for name in ("dtype", "attn_implementation", "template")}
         yield LocalJudge(step, params.judge_identity, sampling, loading)
     else:
-        from cdpo.judge.api import ApiJudge, Ledger
+        from cdpo.judge.api import ApiJudge
+        from cdpo.judge.ledger import Ledger, ledger_file
 
         assert isinstance(params.judge, str)
         if step.device.judge is None:
             raise StepError(f"where is the judge {params.judge!r} to be asked? Its step.json names no endpoint")
-        room = store / FOLDER
-        room.mkdir(parents=True, exist_ok=True)
-        name = digest(params.judge)[:16]
-        with _turn(step, room / f"{name}.lock", params.judge):
-            ledger = Ledger(room / f"{name}.jsonl", step.device.judge["budget"])
+        file = ledger_file(store, params.judge)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _turn(step, file.with_suffix(".lock"), params.judge):
+            ledger = Ledger(file, step.device.judge["budget"])
             yield ApiJudge(
                 params.judge,
                 step.device.judge,

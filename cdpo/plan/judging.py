@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdpo.config.canonical import digest
 from cdpo.config.judge_templates import PAIRWISE
 from cdpo.config.judges import JudgeService
 from cdpo.files import read_json_lines
+from cdpo.judge.ledger import ledger_file
 from cdpo.judge.reckoning import AROUND, CHARACTERS
 from cdpo.plan.graph import Plan, PlannedStep
 
@@ -69,7 +69,7 @@ def _line(
 ) -> str:
     if not verdicts:
         return f"judge {judge}: what {unknown} {'step' if unknown == 1 else 'steps'} would ask is not known yet"
-    past = list(read_json_lines(store.root / "judges" / f"{digest(judge)[:16]}.jsonl"))
+    past = list(read_json_lines(ledger_file(store.root, judge)))
     said = f"judge {judge}: about {verdicts:,} verdicts"
     if unknown:
         said += f" and those of {unknown} steps whose responses cannot be counted yet"

@@ -10,7 +10,8 @@ import pytest
 
 from cdpo.errors import StepError
 from cdpo.judge.answers import Answer, Question, Refusal
-from cdpo.judge.api import ApiJudge, Ledger
+from cdpo.judge.api import ApiJudge
+from cdpo.judge.ledger import Ledger
 from cdpo.judge.reckoning import reckoned_tokens
 from tests.judge.asked import service
 from tests.judge.judge_server import JudgeServer, always_a

@@ -7,7 +7,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
+
+from cdpo.servers import on_this_machine
 
 #: seconds that an answer may take
 PATIENCE = 5.0
@@ -27,9 +28,7 @@ def get(url: str, api_key: str | None) -> tuple[int, bytes]:
     secret = os.environ.get(api_key) if api_key is not None else None
     if secret:
         request.add_header("Authorization", f"Bearer {secret}")
-    # what a proxy of the network would say of this very machine is of no use
-    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if on_this_machine(url) else []))
     try:
         with opener.open(request, timeout=PATIENCE) as answer:
             return answer.status, answer.read(MOST)
