@@ -49,7 +49,6 @@ async def serve() -> None:
 
 def main() -> None:
     from cdpo.pipelines import evalgpt
-
     from tests.judge.asked import judge_step, responses, service
 
     command = [sys.executable, __file__, "serve"]

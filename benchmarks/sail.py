@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from _machine import print_machine
-from cdpo.pipelines import rm, sft
 from transformers import GenerationConfig, TrainerCallback
 from trl import DPOConfig
 from trl import DPOTrainer as TRLDPOTrainer
@@ -31,6 +30,7 @@ from cdpo.data.playground import make
 from cdpo.data.prepared import write_split
 from cdpo.data.tiny import build_tiny
 from cdpo.models import load_policy, load_tokenizer
+from cdpo.pipelines import rm, sft
 from cdpo.score.scorer import RewardScorer
 from cdpo.step import Device, Step
 from cdpo.train.rows import read_splits

@@ -14,12 +14,12 @@ mathematics. out/ is as DPO's.
 
 from typing import Annotated, Any, Literal
 
-from cdpo.pipelines.dpo import PIPELINE as DPO
 from pydantic import Field, model_validator
 
 from cdpo.config.params import Count, NonNegative, Positive
 from cdpo.config.preferences import Losses, PreferenceParams, labels_and_losses
 from cdpo.pipeline import Pipeline
+from cdpo.pipelines.dpo import PIPELINE as DPO
 from cdpo.step import Step, run_by_hand
 
 #: the share of rows that take a route

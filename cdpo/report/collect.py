@@ -33,7 +33,7 @@ from cdpo.store import Store
 MOST_COMPARED = 8
 
 
-def collect(store: str | Path, tag: str | None = None, select: bool = True) -> dict[str, Any]:
+def collect(store: str | Path, tag: str | Sequence[str] | None = None, select: bool = True) -> dict[str, Any]:
     """Everything that `cdpo results --json` prints: `runs`, `groups` (configurations, over seeds) and `reward_models`.
 
     `judged` of a run tells of each judge that was asked about it how consistent its verdicts are in both orders, which
@@ -48,7 +48,8 @@ def collect(store: str | Path, tag: str | None = None, select: bool = True) -> d
     by side, with the number of such pairs. `select=False` shows all runs.
     """
     reader = Reader(Store(Path(store)))
-    refs = list(reader.store.read_refs(tag))
+    tags = [tag] if isinstance(tag, str) else tag
+    refs = [ref for each in tags for ref in reader.store.read_refs(each)] if tags else list(reader.store.read_refs())
     runs = [reader.run(ref) for ref in refs]
     choices: list[Choice] = []
     every = runs

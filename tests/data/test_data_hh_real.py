@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from cdpo.pipelines import prep
 
 from cdpo.data.preflight import usable_rows
 from cdpo.data.prepared import SPLITS, read_split
 from cdpo.data.tiny import build_tiny_for_text
 from cdpo.errors import StepError
 from cdpo.files import read_json
+from cdpo.pipelines import prep
 from cdpo.step import Device, Step
 
 FILE = Path(__file__).parents[3] / "shared" / "data" / "hh_rlhf" / "harmless_base_test.jsonl.gz"

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cdpo.pipelines import mixture
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from cdpo.data.mixing import share_of, taken
 from cdpo.data.prepared import SPLITS, read_split, write_split
 from cdpo.errors import StepError
 from cdpo.files import file_sha256, read_json
+from cdpo.pipelines import mixture
 from cdpo.step import Device, Step
 from tests.conftest import run_cdpo, write_project
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cdpo.pipelines import prep
 from pydantic import ValidationError
 
 from cdpo.data.messages import canonical, prompt_id, user
 from cdpo.data.prepared import SPLITS, read_split, with_ids, write_split
 from cdpo.errors import StepError
 from cdpo.files import file_sha256, read_json
+from cdpo.pipelines import prep
 from cdpo.step import Device, Step
 
 Prepare = Callable[..., Path]

@@ -8,7 +8,6 @@ from typing import Any
 import backend_checks as checks
 import pytest
 import torch
-from cdpo.pipelines.gen import run
 
 from cdpo.config.params import SamplingParams
 from cdpo.errors import OutOfMemory, StepError
@@ -17,6 +16,7 @@ from cdpo.generate.continuous_backend import ContinuousBackend
 from cdpo.generate.responses import read_responses
 from cdpo.generate.transformers_backend import TransformersBackend
 from cdpo.models import load_policy
+from cdpo.pipelines.gen import run
 
 
 @pytest.fixture(scope="module")

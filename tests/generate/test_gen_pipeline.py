@@ -7,13 +7,13 @@ import sys
 import time
 
 import pytest
-from cdpo.pipelines.gen import GENParams, run
 from pydantic import ValidationError
 
 from cdpo.data.messages import user
 from cdpo.errors import StepError
 from cdpo.files import read_json_lines
 from cdpo.generate.responses import choose, read_responses
+from cdpo.pipelines.gen import GENParams, run
 
 
 @pytest.fixture

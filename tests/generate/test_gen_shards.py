@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from cdpo.pipelines.gen import run
 
 from cdpo.files import read_json_lines
 from cdpo.generate import transformers_backend
 from cdpo.generate.responses import read_responses
+from cdpo.pipelines.gen import run
 from cdpo.step import Step
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import backend_checks as checks
 import pytest
-from cdpo.pipelines.gen import run
 
 from cdpo import trust
 from cdpo.config.params import SamplingParams
@@ -24,6 +23,7 @@ from cdpo.generate.backend import Item
 from cdpo.generate.responses import read_responses
 from cdpo.generate.vllm_backend import VllmBackend
 from cdpo.models import build
+from cdpo.pipelines.gen import run
 from tests.conftest import ROOT
 from tests.trust.custom_models import Custom
 

@@ -11,10 +11,10 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from cdpo.pipelines import evalgpt, winrate
 
 from cdpo import stopping
 from cdpo.errors import StepError
+from cdpo.pipelines import evalgpt, winrate
 from tests.conftest import ROOT
 from tests.judge.asked import judge_step, responses, service, template
 from tests.judge.judge_server import JudgeServer, always_a, longer

@@ -2,11 +2,11 @@
 
 import pandas as pd
 import pytest
-from cdpo.pipelines import evalgpt
 
 from cdpo.judge.answers import Answer, Question, Refusal
 from cdpo.judge.local import LocalJudge
 from cdpo.models import build
+from cdpo.pipelines import evalgpt
 from tests.judge.asked import judge_step, responses
 
 LOADING = {"dtype": "auto", "attn_implementation": "sdpa", "template": None}

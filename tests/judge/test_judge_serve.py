@@ -4,9 +4,9 @@ import importlib.util
 
 import pandas as pd
 import pytest
-from cdpo.pipelines import evalgpt
 
 from cdpo.models import build
+from cdpo.pipelines import evalgpt
 from tests.generate.real_servers import transformers_serve
 from tests.judge.asked import judge_step, responses, service
 

@@ -13,12 +13,12 @@ from typing import Any
 import local_tasks as local
 import pyarrow.parquet as pq
 import pytest
-from cdpo.pipelines.lmeval import check, run
 
 from cdpo.config.devices import Devices
 from cdpo.engine.process import identity, is_alive
 from cdpo.errors import StepError
 from cdpo.files import read_json, read_json_lines
+from cdpo.pipelines.lmeval import check, run
 from cdpo.step import Device, Step
 from tests.conftest import ROOT, run_cdpo, write_project
 from tests.hub.hub_content import fill

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cdpo.pipelines.sail import DPPParams
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 
@@ -18,6 +17,7 @@ from cdpo import SAILConfig
 from cdpo.data.tiny import build_tiny
 from cdpo.errors import StepError
 from cdpo.models import load_policy
+from cdpo.pipelines.sail import DPPParams
 from cdpo.sail.vllm_sampler import merged_weights, refuse_vllm
 from tests.conftest import ROOT
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cdpo.pipelines.evalreward_bt import run
 from killing import kill_after
 from scipy.optimize import minimize_scalar
 from test_score_reward import policy_folder, reward_folder, write_reward_model  # noqa: F401 (fixtures)
@@ -22,6 +21,7 @@ from cdpo.data.prepared import read_split, write_split
 from cdpo.data.tiny import build_tiny_for_text
 from cdpo.errors import StepError
 from cdpo.files import read_json
+from cdpo.pipelines.evalreward_bt import run
 from cdpo.score.bradley_terry import fit_temperature, probabilities, share_saturated
 from cdpo.step import Device, Step
 

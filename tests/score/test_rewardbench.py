@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cdpo.pipelines.rewardbench import run
 
 from cdpo.errors import StepError
+from cdpo.pipelines.rewardbench import run
 from cdpo.step import Device, Step
 from tests.conftest import DATA, run_cdpo, write_project
 from tests.hub.hub_content import fill

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from cdpo.pipelines import evalreward, evalreward_chosen
 from killing import kill_after
 
 from cdpo.data.messages import assistant
@@ -18,6 +17,7 @@ from cdpo.data.prepared import read_split, write_split
 from cdpo.data.tiny import build_tiny
 from cdpo.errors import StepError
 from cdpo.generate.responses import choose, read_responses, write_responses
+from cdpo.pipelines import evalreward, evalreward_chosen
 from cdpo.score.scores import win
 from cdpo.step import Device, Step
 

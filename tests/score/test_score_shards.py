@@ -5,12 +5,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from cdpo.pipelines import evalreward, evalreward_bt, evalreward_chosen
 from test_evalreward_bt import data, label  # noqa: F401 (fixtures)
 from test_score_reward import answered, policy_folder, reward_folder, score_step, with_chosen  # noqa: F401 (fixtures)
 
 from cdpo.data.prepared import SPLITS
 from cdpo.files import read_json_lines
+from cdpo.pipelines import evalreward, evalreward_bt, evalreward_chosen
 from cdpo.step import Device, Step
 
 PIPELINES = {"EVALREWARD": evalreward, "EVALREWARD_BT": evalreward_bt, "EVALREWARD_CHOSEN": evalreward_chosen}

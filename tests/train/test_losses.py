@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cdpo.pipelines.dpo import DPOParams
 from scipy.optimize import brentq, minimize_scalar
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from cdpo.errors import StepError
+from cdpo.pipelines.dpo import DPOParams
 from cdpo.train.loss_types import COUPLED, OWN_LOSSES, PROBABILITY, TRL_LOSSES, WITH_MARGIN
 from cdpo.train.losses import (
     LOSSES,

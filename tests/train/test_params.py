@@ -1,11 +1,12 @@
 """What a user may write for a training step, and what is refused with a reason."""
 
 import pytest
+from pydantic import ValidationError
+
 from cdpo.pipelines.dpo import DPOParams
 from cdpo.pipelines.rm import RMParams
 from cdpo.pipelines.sail import METHODS, PIPELINES, MIXParams
 from cdpo.pipelines.sft import SFTParams
-from pydantic import ValidationError
 
 RATE = {"learning_rate": 1e-5}
 

@@ -1,9 +1,9 @@
 """The options of the losses, the columns and the noise: what may be written together, and what is refused and why."""
 
 import pytest
-from cdpo.pipelines.dpo import DPOParams
 from pydantic import ValidationError
 
+from cdpo.pipelines.dpo import DPOParams
 from cdpo.train.loss_types import OWN_LOSSES, TRL_LOSSES, WITH_MARGIN
 
 SMOOTHED = {"loss_type": "rdpo", "label_smoothing": 0.1}

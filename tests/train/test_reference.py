@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cdpo.pipelines import sail
 from resuming import KILLED, Case, Interrupt
 from test_dpo import logp
 from test_two_processes import two
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cdpo.data.prepared import read_split, write_split
 from cdpo.data.tokens import encode
 from cdpo.errors import OutOfMemory, StepError
+from cdpo.pipelines import sail
 from cdpo.train import micro_batch
 from cdpo.train.trl_adapter import DPOTrainer
 from tests.score.killing import kill_after

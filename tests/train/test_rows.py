@@ -1,13 +1,13 @@
 """What goes from a prepared dataset into the rows of training: numbers for the loss, label noise, room for sampling."""
 
 import pytest
-from cdpo.pipelines.dpo import DPOParams
-from cdpo.pipelines.rm import RMParams
-from cdpo.pipelines.sft import SFTParams
 
 from cdpo.data.prepared import SPLITS, read_split, write_split
 from cdpo.errors import StepError
 from cdpo.models import load_tokenizer
+from cdpo.pipelines.dpo import DPOParams
+from cdpo.pipelines.rm import RMParams
+from cdpo.pipelines.sft import SFTParams
 from cdpo.train.rows import read_splits
 
 RATE = {"learning_rate": 1e-3}

@@ -111,9 +111,9 @@ def test_other_processes_than_were_asked_for_are_refused(world) -> None:
 def test_the_random_stream_of_a_sample_is_its_own(world, sft) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
-    from cdpo.pipelines.dpo import DPOParams
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from cdpo.pipelines.dpo import DPOParams
     from cdpo.train.reporting import Samples
     from cdpo.train.rows import read_splits
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cdpo.pipelines.gen import run
 from endings import ALWAYS, NEVER, device, ending
 
 from cdpo.data import playground
@@ -12,6 +11,7 @@ from cdpo.data.prepared import write_split
 from cdpo.errors import StepError
 from cdpo.files import read_json_lines
 from cdpo.generate.useless import Tally
+from cdpo.pipelines.gen import run
 from cdpo.step import Step
 
 #: the playground's chosen responses have about six tokens

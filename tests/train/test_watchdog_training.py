@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cdpo.pipelines.dpo import run as run_dpo
-from cdpo.pipelines.sail import run as run_sail
 from endings import ALWAYS, NEVER, device, ending
 
 from cdpo.data import playground
 from cdpo.data.prepared import write_split
 from cdpo.errors import StepError
 from cdpo.files import read_json_lines
+from cdpo.pipelines.dpo import run as run_dpo
+from cdpo.pipelines.sail import run as run_sail
 from cdpo.train.watchdog import Watchdog
 
 DPO = {"beta": 0.1, "learning_rate": 5e-3, "batch_size": 8, "lr_scheduler_type": "constant"}

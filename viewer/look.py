@@ -1,0 +1,40 @@
+"""How things look that every page has: headings, what is not there yet, and texts that nobody vouches for."""
+
+import html
+from pathlib import Path
+
+import streamlit as st
+
+
+def style() -> None:
+    """The rules of style that Streamlit's own theme has no words for."""
+    st.html(Path(__file__).parent / "style.css")
+
+
+def head(title: str, about: str) -> None:
+    """A page's heading and one sentence of what it answers."""
+    st.title(title, anchor=False)
+    st.caption(about)
+
+
+def empty(what: str, why: str, command: str | None = None) -> None:
+    """A designed empty state: what is not there, why, and the command that makes it."""
+    with st.container(border=True):
+        st.markdown(f":material/inbox: **{what}**")
+        st.write(why)
+        if command:
+            st.code(command, language="sh")
+
+
+def nothing_yet(folder: Path) -> None:
+    """No store at all."""
+    st.title("Nothing to show yet", anchor=False)
+    empty("There is no store here.", f"{folder} does not exist. These commands make one:", "cdpo prep\ncdpo execute")
+
+
+def as_text(text: str) -> str:
+    """Untrusted text as HTML that shows it and does nothing: markup is escaped, control characters become visible."""
+    visible = "".join(
+        each if each in "\n\t" or each.isprintable() else f"\\u{ord(each):04x}" for each in text.replace("\r\n", "\n")
+    )
+    return html.escape(visible)

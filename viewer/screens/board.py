@@ -1,0 +1,5 @@
+"""Board."""
+
+from cdpo.viewer import look
+
+look.head("Board", "")

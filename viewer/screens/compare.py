@@ -1,0 +1,5 @@
+"""Compare."""
+
+from cdpo.viewer import look
+
+look.head("Compare", "")

@@ -1,0 +1,5 @@
+"""Curves."""
+
+from cdpo.viewer import look
+
+look.head("Curves", "")

@@ -1,0 +1,5 @@
+"""Datasets."""
+
+from cdpo.viewer import look
+
+look.head("Datasets", "")

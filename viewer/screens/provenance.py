@@ -1,0 +1,5 @@
+"""Provenance."""
+
+from cdpo.viewer import look
+
+look.head("Provenance", "")

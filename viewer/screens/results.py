@@ -1,0 +1,5 @@
+"""Results."""
+
+from cdpo.viewer import look
+
+look.head("Results", "")
