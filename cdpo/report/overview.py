@@ -252,19 +252,19 @@ def short_labels(rows: Sequence[Row]) -> list[str]:
             if name in varying[method] and value is not None
         ]
         labels.append(" ".join(part for part in parts if part))
-    for more in (_seed, _tag, _name):
+    for more in (_with_tag, _with_seed, _whole):
         counts = Counter(labels)
         labels = [more(label, row) if counts[label] > 1 else label for label, row in zip(labels, rows, strict=True)]
     return labels
 
 
-def _seed(label: str, row: Row) -> str:
-    return f"{label} seed {row.seeds[0]}".strip() if len(row.runs) == 1 and len(row.seeds) == 1 else label
-
-
-def _tag(label: str, row: Row) -> str:
+def _with_tag(label: str, row: Row) -> str:
     return f"{label} ({row.setup['tag']})" if "tag" in row.setup else label
 
 
-def _name(label: str, row: Row) -> str:
+def _with_seed(label: str, row: Row) -> str:
+    return f"{label} seed {row.seeds[0]}" if len(row.runs) == 1 and len(row.seeds) == 1 else label
+
+
+def _whole(label: str, row: Row) -> str:
     return row.label
