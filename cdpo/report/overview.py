@@ -51,8 +51,10 @@ class Cell:
     mean: float
     low: float | None
     high: float | None
-    #: prompts (or pairs) that were averaged; of a group, runs
+    #: prompts (or pairs) that were averaged; seeds, or runs of a group, where the ends are over these
     n: int
+    #: runs that have it
+    runs: int
     split: str
     #: what the interval is over, and what it holds fixed
     conditional_on: str
@@ -95,7 +97,7 @@ def _row(entry: Mapping[str, Any], seeds: list[int], runs: list[str], over: str 
         n = value["n"] if over == "prompts" else len(value["seeds"])
         low, high = (None, None) if ends is None else (ends["low"], ends["high"])
         fixed = value["conditional_on"] if ends is None else ends["conditional_on"]
-        cells[name] = Cell(value["mean"], low, high, n, value["split"], fixed)
+        cells[name] = Cell(value["mean"], low, high, n, len(value.get("seeds", seeds)), value["split"], fixed)
     return Row(
         setup={name: str(entry[name]) for name in SETUP},
         params=_params(entry),
@@ -142,7 +144,8 @@ def _group(rows: Sequence[Row], by: Sequence[str]) -> Row:
             continue
         means = [cell.mean for cell in values.values()]
         what = "the mean over runs, and the lowest and the highest of them; no interval"
-        cells[name] = Cell(math.fsum(means) / len(means), min(means), max(means), len(means), splits.pop(), what)
+        mean, runs = math.fsum(means) / len(means), len(means)
+        cells[name] = Cell(mean, min(means), max(means), runs, runs, splits.pop(), what)
     return Row(
         setup={name: first.setup[name] for name in SETUP if len({row.setup[name] for row in rows}) == 1},
         params={name: _axis(first, name) for name in by if name not in (*SETUP, "seed") and name in first.params},

@@ -1,4 +1,4 @@
-"""A metric over two parameters: cells of a heat-map, points of lines. Nothing that varies besides is averaged unsaid."""
+"""A metric over two parameters: cells of a heat-map, points of lines. What varies besides is never averaged unsaid."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -94,7 +94,7 @@ def _place(x: str, y: str, rows: Sequence[Row], metric: str) -> Place:
     if not having:
         return Place(x, y, None, None, None, 0, 0)
     cells = [row.cells[metric] for row in having]
-    seeds = min(len(row.seeds) for row in having)
+    seeds = min(cell.runs for cell in cells)
     if len(cells) == 1:
         return Place(x, y, cells[0].mean, cells[0].low, cells[0].high, seeds, 1)
     means = [cell.mean for cell in cells]
