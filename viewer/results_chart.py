@@ -43,7 +43,9 @@ def chart(rows: Sequence[Row], metric: str, spread: bool) -> Any:
     scale = alt.Scale(zero=False, nice=True)
     base = alt.Chart(table).encode(y=y, color=colour, tooltip=tooltip)
     title = f"{words(metric)}, {ends}"
-    whiskers = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale, title=title), x2="high:Q")
+    whiskers = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", scale=scale, title=title, axis=alt.Axis(tickCount=8)), x2="high:Q"
+    )
     ticks = [
         base.mark_tick(thickness=2, size=10).encode(x=alt.X(f"{end}:Q", scale=scale, title=title))
         for end in ("low", "high")
@@ -59,4 +61,11 @@ def label_lines(label: str) -> str:
 
 
 def label_axis() -> Any:
-    return alt.Axis(labelExpr="split(datum.label, '\\n')", labelLimit=0, ticks=False, domain=False, labelPadding=8)
+    return alt.Axis(
+        labelExpr="split(datum.label, '\\n')",
+        labelLimit=0,
+        labelOverlap=False,
+        ticks=False,
+        domain=False,
+        labelPadding=8,
+    )

@@ -12,8 +12,8 @@ from cdpo.viewer.charts import COLOURS
 
 #: what may stand beside each value
 BAR, HALF, SIZE = "interval", "±", "n"
-#: points of a drawing, which is scaled to the height of a row, and its column in pixels
-WIDE, HIGH, COLUMN = 150, 20, 168
+#: pixels of a drawing, which is as high as a row, and the width of its column
+WIDE, HIGH, COLUMN = 104, 36, 118
 #: seconds in the units of durations
 UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
 LINKS = (("model", "model"), ("dataset", "responses"))
@@ -33,15 +33,18 @@ def frame(
     `spread`: the drawings are of lowest and highest runs, and no intervals."""
     table: dict[str, list[Any]] = {}
     shown_as: dict[str, Any] = {}
+    marks = marks_of(rows)
     for name in setup:
-        table[name] = [_about(row, name) for row in rows]
+        table[name] = [_about(row, name, marks) for row in rows]
         shown_as[name] = st.column_config.TextColumn(name, pinned=name == "method", help=_HELP.get(name))
     for name in params:
         values = [row.params.get(name) for row in rows]
         table[f"param {name}"], shown_as[f"param {name}"] = _parameter(name, values)
     for name in metrics:
         cells = [row.cells.get(name) for row in rows]
-        _add_metric(table, shown_as, name, cells, beside, spread)
+        # a loss is another thing for another method: one scale for all would say that they can be compared
+        apart = [row.setup.get("method", "") if name == "loss" else "" for row in rows]
+        _add_metric(table, shown_as, name, cells, beside, spread, apart)
     _add_duration(table, shown_as, [[seconds[run] for run in row.runs if run in seconds] for row in rows])
     for kind, label in LINKS:
         urls = [next((links[run][kind] for run in row.runs if kind in links.get(run, ())), None) for row in rows]
@@ -49,6 +52,11 @@ def frame(
             table[f"link {kind}"] = urls
             shown_as[f"link {kind}"] = st.column_config.LinkColumn(label, display_text="open", width="small")
     return pd.DataFrame(table), shown_as
+
+
+def marks_of(rows: Sequence[Row]) -> list[str]:
+    """What is remarked of rows, in the order of the numbers that stand in the table."""
+    return list(dict.fromkeys(mark for row in rows for mark in row.marks))
 
 
 _HELP = {
@@ -59,15 +67,15 @@ _HELP = {
 }
 
 
-def _about(row: Row, name: str) -> str | None:
+def _about(row: Row, name: str, marks: Sequence[str]) -> str | None:
     if name == "seeds":
-        return " ".join(map(str, row.seeds))
+        return ", ".join(map(str, row.seeds))
     if name == "runs":
         return str(len(row.runs))
     if name == "state":
         return row.state
     if name == "remarks":
-        return "; ".join(row.marks) or None
+        return " ".join(f"⚠ {marks.index(mark) + 1}" for mark in row.marks) or None
     return row.label.partition("/")[2] if name == "name" else row.setup.get(name)
 
 
@@ -92,7 +100,9 @@ def _add_metric(
     cells: Sequence[Cell | None],
     beside: Sequence[str],
     spread: bool,
+    apart: Sequence[str],
 ) -> None:
+    """`apart`: rows for which this differs have scales of their own."""
     means = [None if cell is None else cell.mean for cell in cells]
     form = number_format([value for value in means if value is not None])
     splits = " and ".join(dict.fromkeys(cell.split for cell in cells if cell))
@@ -110,9 +120,17 @@ def _add_metric(
         shown_as[f"n {name}"] = st.column_config.NumberColumn("n", format="%d", help=f"averaged for `{name}`")
     if BAR in beside and any(cell is not None and cell.low is not None for cell in cells):
         told = "lowest to highest run" if spread else "95 % interval"
-        table[f"bar {name}"] = drawings(cells, spread)
+        drawn: list[str | None] = [None] * len(cells)
+        scales = []
+        for group in dict.fromkeys(apart):
+            places = [at for at, own in enumerate(apart) if own == group and cells[at] is not None]
+            if places:
+                for at, drawing in zip(places, drawings([cells[at] for at in places], spread), strict=True):
+                    drawn[at] = drawing
+                scales.append(f"{group} {scale_told([cells[at] for at in places])}".strip())
+        table[f"bar {name}"] = drawn
         shown_as[f"bar {name}"] = st.column_config.ImageColumn(
-            told, width=COLUMN, help=f"`{name}`: {told}; one scale for the column, {scale_told(cells)}"
+            told, width=COLUMN, help=f"`{name}`: {told}; drawn {'; '.join(scales)}"
         )
 
 
@@ -195,5 +213,5 @@ def reward_models(models: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -
             and Cell(value["mean"], value["low"], value["high"], value["n"], 1, value["split"], value["conditional_on"])
             for value in values
         ]
-        _add_metric(table, shown_as, name, cells, [BAR, SIZE], spread=False)
+        _add_metric(table, shown_as, name, cells, [BAR, SIZE], False, [""] * len(cells))
     return pd.DataFrame(table), shown_as

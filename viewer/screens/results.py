@@ -20,9 +20,9 @@ from cdpo.viewer.results_choices import RUNS, SEEDS, Chosen
 VISIBLE, ROW_HEIGHT = 16, 36
 #: what is to be made of a remark, by how it ends
 MEANINGS = {
-    "also trained it": "the reward that scores it is the one that it was trained for; gold, a judge or another reward "
-    "model say more of it.",
-    "removes a tag's runs": "the numbers are of what the tasks file asked for before it was changed.",
+    "also trained it": "It was trained for the very reward that scores it; gold, a judge or another reward model say "
+    "more of it.",
+    "removes a tag's runs": "The numbers are of what the tasks file asked for before it was changed.",
 }
 
 
@@ -158,12 +158,9 @@ def told(rows: Sequence[Row], chosen: Chosen) -> None:
         )
     if cells:
         st.caption(" ".join(lines))
-    for mark in dict.fromkeys(mark for row in rows for mark in row.marks):
-        of = [row for row in rows if mark in row.marks]
+    for at, mark in enumerate(results_table.marks_of(rows), start=1):
         meaning = next((text for end, text in MEANINGS.items() if mark.endswith(end)), "")
-        with st.container(horizontal=True, gap="small"):
-            st.markdown(f":orange[:material/warning:] {count(len(of), 'row')}:", width="content")
-            st.text(f"{mark}. {meaning}".strip())
+        st.html(f"<small>⚠ {at}&ensp;{look.as_text(mark)}{'. ' * bool(meaning)}{look.as_text(meaning)}</small>")
     fixed: dict[str, dict[str, None]] = {}
     for name, cell in cells:
         fixed.setdefault(cell.conditional_on, {})[words(name)] = None
@@ -181,7 +178,18 @@ def told(rows: Sequence[Row], chosen: Chosen) -> None:
 
 def figure(rows: Sequence[Row], chosen: Chosen) -> None:
     st.subheader("One metric of all rows", anchor=False)
-    metric = st.selectbox("Metric", metrics_of(rows), key="metric", bind="query-params", format_func=words, width=420)
+    metrics = metrics_of(rows)
+    first = next((at for at, name in enumerate(metrics) if not of_training(name)), 0)
+    metric = st.selectbox(
+        "Metric",
+        metrics,
+        first,
+        key="metric",
+        bind="query-params",
+        format_func=words,
+        label_visibility="collapsed",
+        width=420,
+    )
     having = [row for row in rows if metric in row.cells]
     lacking = len(rows) - len(having)
     notes = []
@@ -193,7 +201,8 @@ def figure(rows: Sequence[Row], chosen: Chosen) -> None:
     charts.show(results_chart.chart(having, metric, bool(chosen.by)), f"results {metric}")
     held = dict.fromkeys(f"{row.cells[metric].conditional_on} (split {row.cells[metric].split})" for row in having)
     notes.append("; ".join(list(held)[:3]) + ("; ..." if len(held) > 3 else ""))
-    st.text("\n".join(notes))
+    for note in notes:
+        st.html(f"<small>{look.as_text(note)}</small>")
 
 
 def selections(found: Sequence[Mapping[str, Any]], every: bool) -> None:
