@@ -10,8 +10,8 @@ import pandas as pd
 from cdpo.report.overview import Row, short_labels, words
 from cdpo.viewer import charts
 
-#: rows that are drawn at most, and pixels of each
-MOST, ROW_HEIGHT = 40, 26
+#: rows that are drawn at most, pixels of each, and of the axis below
+MOST, ROW_HEIGHT, AXIS = 40, 26, 60
 #: characters of one line of a label
 LINE = 46
 
@@ -52,7 +52,7 @@ def chart(rows: Sequence[Row], metric: str, spread: bool) -> Any:
     ]
     dots = base.mark_point(filled=True, size=75, opacity=1).encode(x=alt.X("mean:Q", scale=scale, title=title))
     lines = sum(1 + label.count("\n") for label in table["row"])
-    return alt.layer(whiskers, *ticks, dots).properties(height=max(90, ROW_HEIGHT * len(rows), 15 * lines))
+    return alt.layer(whiskers, *ticks, dots).properties(height=AXIS + max(ROW_HEIGHT * len(rows), 15 * lines))
 
 
 def label_lines(label: str) -> str:

@@ -131,7 +131,8 @@ def _unasked(rows: Sequence[Row], chosen: Chosen) -> tuple[list[str], list[str],
     setup = [name for name in SETUP if name in differing or name == "method"]
     params = [name for name in differing if name not in SETUP and name != "seed"][:MOST_PARAMETERS]
     if chosen.by:
-        setup = [name for name in SETUP if name in chosen.by]
+        # what a group averages over is not passed over in silence
+        setup = [name for name in SETUP if name in chosen.by or any(name not in row.setup for row in rows)]
         params = [name for name in chosen.by if name not in (*SETUP, "seed")]
         setup += ["runs"]
     if "seed" in differing or (not chosen.by and chosen.view == RUNS) or "seed" in chosen.by:

@@ -71,12 +71,12 @@ def _about(row: Row, name: str, marks: Sequence[str]) -> str | None:
     if name == "seeds":
         return ", ".join(map(str, row.seeds))
     if name == "runs":
-        return str(len(row.runs))
+        return str(max((cell.runs for cell in row.cells.values()), default=len(row.runs)))
     if name == "state":
         return row.state
     if name == "remarks":
         return " ".join(f"⚠ {marks.index(mark) + 1}" for mark in row.marks) or None
-    return row.label.partition("/")[2] if name == "name" else row.setup.get(name)
+    return row.label.partition("/")[2] if name == "name" else row.setup.get(name, "several")
 
 
 def _parameter(name: str, values: list[Any]) -> tuple[list[Any], Any]:
@@ -119,7 +119,7 @@ def _add_metric(
         table[f"n {name}"] = [None if cell is None else cell.n for cell in cells]
         shown_as[f"n {name}"] = st.column_config.NumberColumn("n", format="%d", help=f"averaged for `{name}`")
     if BAR in beside and any(cell is not None and cell.low is not None for cell in cells):
-        told = "lowest to highest run" if spread else "95 % interval"
+        told = "low to high" if spread else "95 % interval"
         drawn: list[str | None] = [None] * len(cells)
         scales = []
         for group in dict.fromkeys(apart):

@@ -37,11 +37,12 @@ class Training:
 
 
 def trainings(
-    store: Store, refs: Iterable[Mapping[str, Any]], finished: Mapping[str, Path] | None = None
+    store: Store, refs: Iterable[Mapping[str, Any]], finished: Mapping[str, Path] | None = None, own: bool = False
 ) -> list[Training]:
     """The trainings of `refs` (as `Store.read_refs` gives them) that logged anything, also those that go on now.
 
-    `finished` is `store.finished()`, for who asks several times. The list goes by run, and by the order of its steps.
+    `finished` is `store.finished()`, for who asks several times; with `own` only those of each run's method are looked
+    for. The list goes by run, and by the order of its steps.
     """
     folders = store.finished() if finished is None else finished
     working = set(store.working())
@@ -51,10 +52,12 @@ def trainings(
             folder, state = folders.get(short(key)), "finished"
             stage = folder.parent.name if folder is not None else None
             if folder is None and key in working:
-                folder, stage, state = store.work(key), _pipeline(store.work(key)), _state(store, key)
-            if folder is not None and stage is not None and (folder / FILE).exists():
-                run = f"{ref['tag']}/{ref['name']}"
-                found.append(Training(run, ref["seed"], stage, key, folder / FILE, state))
+                folder = store.work(key)
+                stage, state = _pipeline(folder), ""
+            if folder is None or stage is None or (own and stage != ref["method"]) or not (folder / FILE).exists():
+                continue
+            run = f"{ref['tag']}/{ref['name']}"
+            found.append(Training(run, ref["seed"], stage, key, folder / FILE, state or _state(store, key)))
     return found
 
 

@@ -152,15 +152,15 @@ def _group(rows: Sequence[Row], by: Sequence[str]) -> Row:
         seeds=sorted({seed for row in rows for seed in row.seeds}),
         state="done" if all(row.state == "done" for row in rows) else "unfinished",
         marks=list(dict.fromkeys(mark for row in rows for mark in row.marks)),
-        label=", ".join(f"{name} {shown(_axis(first, name))}" for name in by),
+        label=", ".join(f"{greek(name)} {shown(_axis(first, name)) or 'not set'}" for name in by),
         runs=[label for row in rows for label in row.runs],
         cells=cells,
     )
 
 
 def _axis(row: Row, name: str) -> Any:
-    """What a row is in one respect; None for a parameter that it has not."""
-    return row.seeds if name == "seed" else row.setup[name] if name in SETUP else row.params.get(name)
+    """What a row is in one respect; None for a parameter that it has not, and where the runs of a group differ."""
+    return row.seeds if name == "seed" else row.setup.get(name) if name in SETUP else row.params.get(name)
 
 
 def axes(rows: Sequence[Row]) -> list[str]:

@@ -153,9 +153,8 @@ def told(rows: Sequence[Row], chosen: Chosen) -> None:
     methods = {row.setup.get("method", "several") for row in rows}
     training = [words(name) for name in metrics_of(rows) if of_training(name)]
     if cells and len(methods) > 1 and training:
-        lines.append(
-            "Training measured " + ", ".join(training[:3]) + ": of different methods they are not the same thing."
-        )
+        what = ", ".join(training[:3])
+        lines.append(f"Training itself measured {what}: for different methods these are different things.")
     if cells:
         st.caption(" ".join(lines))
     for at, mark in enumerate(results_table.marks_of(rows), start=1):
@@ -164,7 +163,7 @@ def told(rows: Sequence[Row], chosen: Chosen) -> None:
     fixed: dict[str, dict[str, None]] = {}
     for name, cell in cells:
         fixed.setdefault(cell.conditional_on, {})[words(name)] = None
-    if fixed:
+    if fixed and not chosen.by:
         with st.expander("What exactly the intervals hold fixed"):
             st.dataframe(
                 [{"interval": text, "of": ", ".join(names)} for text, names in fixed.items()],
