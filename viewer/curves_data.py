@@ -27,6 +27,8 @@ class Line:
     label: str
     row: Row
     refs: list[dict[str, Any]]
+    #: False for one run of several
+    whole: bool = True
 
 
 @st.cache_data(ttl=data.FRESH, show_spinner=False, max_entries=8)
@@ -39,7 +41,7 @@ def lines(root: str, tags: tuple[str, ...]) -> list[Line]:
         Line(group.label, _row(group.label, group.runs), [known[run.label] for run in group.runs]) for group in groups
     ]
     taken = {line.label for line in found}
-    runs = [Line(label, _row(label, [_run(ref)]), [ref]) for label, ref in known.items() if label not in taken]
+    runs = [Line(label, _row(label, [_run(ref)]), [ref], False) for label, ref in known.items() if label not in taken]
     return found + runs
 
 
@@ -60,18 +62,13 @@ def _row(label: str, runs: Sequence[RunScores]) -> Row:
 def recent(root: str, tags: tuple[str, ...], most: int) -> list[str]:
     """The labels of the configurations that trained last, newest first."""
     store = Store(Path(root))
-    configurations = [line for line in lines(root, tags) if len(line.refs) > 1 or _is_alone(line)]
+    configurations = [line for line in lines(root, tags) if line.whole]
     of = {run: line.label for line in configurations for run in line.row.runs}
     refs = [ref for line in configurations for ref in line.refs]
     written: dict[str, int] = {}
     for each in curves.trainings(store, refs, store.finished(), own=True):
         written[of[each.run]] = max(written.get(of[each.run], 0), curves.changed(each.path)[1])
     return sorted(written, key=lambda label: -written[label])[:most]
-
-
-def _is_alone(line: Line) -> bool:
-    """Whether it stands for a configuration of one run, and not for one run of a configuration."""
-    return line.label not in line.row.runs
 
 
 def trainings(root: str, chosen: Sequence[Line]) -> list[Training]:
