@@ -38,9 +38,9 @@ def heat_map(places: Sequence[Place], metric: str, x: str, y: str) -> Any:
         alt.Tooltip("high:Q", title="to", format=".4~g"),
         alt.Tooltip("sizes:N", title="mean of"),
     ]
-    cells = alt.Chart(measured).mark_rect(cornerRadius=3).encode(
-        x=at_x, y=at_y, tooltip=tooltip, color=alt.Color("mean:Q", scale=scale, title=words(metric))
-    )  # fmt: skip
+    legend = alt.Legend(format=".3~g", tickCount=4)
+    colour = alt.Color("mean:Q", scale=scale, title=None, legend=legend)
+    cells = alt.Chart(measured).mark_rect(cornerRadius=3).encode(x=at_x, y=at_y, tooltip=tooltip, color=colour)
     # of few cells with one value a scale has nothing to say
     bright = measured["mean"] >= low + LIGHT * (high - low) if high > low else measured["mean"] > low
     layers = [cells]

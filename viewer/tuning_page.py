@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from cdpo.errors import CdpoError
+from cdpo.hub.markdown import plain
 from cdpo.plan.names import count
 from cdpo.report import tuning
 from cdpo.report.overview import SETUP, Row, configuration_rows, direction, greek, metrics_of, of_training, words
@@ -73,7 +74,7 @@ def _fix(rows: Sequence[Row], x: str, y: str | None) -> tuple[dict[str, str], li
         most = sizes.index(max(sizes))
         options = [*values, AVERAGED] if tuning.may_be_averaged(name) else values
         with places[len(chosen) % len(places)]:
-            value = st.selectbox(greek(name), options, most, key=f"fix.{name}", bind="query-params")
+            value = st.selectbox(plain(greek(name)), options, most, key=f"fix.{name}", bind="query-params")
         chosen[name] = value
         left = tuning.fixed(left, {name: value})
     return chosen, left
@@ -85,9 +86,9 @@ def _draw(rows: Sequence[Row], metric: str, x: str, y: str | None, chosen: Mappi
     _told(rows, metric, chosen, several)
     measured = [place for place in places if place.mean is not None]
     if y is not None:
-        st.subheader(f"{words(metric)} over {greek(x)} and {greek(y)}", anchor=False)
+        st.subheader(plain(f"{words(metric)} over {greek(x)} and {greek(y)}"), anchor=False)
         charts.show(tuning_chart.heat_map(places, metric, x, y), f"tuning {metric} {x} {y}")
-    st.subheader(f"{words(metric)} over {greek(x)}", anchor=False)
+    st.subheader(plain(f"{words(metric)} over {greek(x)}"), anchor=False)
     if len({place.x for place in measured}) > 1:
         charts.show(tuning_chart.lines(places, metric, x, y), f"tuning lines {metric} {x}")
     else:
@@ -102,7 +103,8 @@ def _told(rows: Sequence[Row], metric: str, chosen: Mapping[str, str], several: 
     """What a cell is the mean of: nothing is averaged unsaid."""
     seeds = sorted({row.cells[metric].runs for row in rows})
     of_seeds = count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    lines = [f"Mean over {of_seeds} in each cell; {direction(metric)} is better."]
+    what = "One seed in each cell" if seeds == [1] else f"The mean over {of_seeds} in each cell"
+    lines = [f"{what}; {direction(metric)} is better."]
     averaged = [greek(name) for name, value in chosen.items() if value == AVERAGED]
     if averaged:
         lines.append(f"Averaged over {', '.join(averaged)}: bars are from the lowest to the highest configuration.")
