@@ -9,7 +9,7 @@ import numpy as np
 
 from cdpo.report.collect import Group
 from cdpo.report.reading import Match, RunScores
-from cdpo.report.side_by_side import better_sign
+from cdpo.report.side_by_side import SIDE_BY_SIDE, better_sign
 from cdpo.stats.paired import TIE
 from cdpo.store import Store
 
@@ -58,11 +58,12 @@ def by_prompt(store: Store, a: RunScores, b: RunScores, metric: str | None, matc
     """One row for each prompt that either run answered (or has the metric of), in the order of the data; the index is
     the prompt_id.
 
-    Columns: `a`, `b` (the metric, NaN for none), `difference` (b - a), `ahead` (by how much b is better), `tokens_a`,
-    `tokens_b` (of all responses to the prompt), `longest`, `samples`, `judged` (1 where a judge says b, -1 for a, 0 for
-    a tie, NaN for no verdict), and of truth values `a_wins`, `b_wins`, `tied`, `judges_disagree` (one in its two
-    orders, or two of them), `reward_judge` (the metric, or a reward where it is a judge's own, says otherwise than the
-    judge), `missing` (one has no value, or no response), `cut` (a response that the limit of its length cut off).
+    Columns: `a`, `b` (the metric, or whether a judge gave the prompt to it: 1, 0.5, 0; NaN for none), `difference`
+    (b - a), `ahead` (by how much b is better), `tokens_a`, `tokens_b` (of all responses to the prompt), `longest`,
+    `samples`, `judged` (1 where a judge says b, -1 for a, 0 for a tie, NaN for no verdict), and of truth values
+    `a_wins`, `b_wins`, `tied`, `judges_disagree` (one in its two orders, or two of them), `reward_judge` (the metric,
+    or a reward where it is none, says otherwise than the judge), `missing` (one has no value, or no response), `cut` (a
+    response that the limit of its length cut off).
     """
     import pandas as pd
 
@@ -82,7 +83,14 @@ def by_prompt(store: Store, a: RunScores, b: RunScores, metric: str | None, matc
     table["cut"] = table["cut_a"] | table["cut_b"]
     judged = judgings(store, a, b, matches)
     side_by_side = [each for each in judged if each.side_by_side]
-    _add_judged(table, [each.outcomes() for each in side_by_side or judged])
+    outcomes = {each: each.outcomes() for each in side_by_side or judged}
+    _add_judged(table, list(outcomes.values()))
+    if metric is not None and metric.startswith(SIDE_BY_SIDE):
+        own = [found for each, found in outcomes.items() if f"{SIDE_BY_SIDE}{each.judge}" == metric]
+        table["ahead"] = own[0]["outcome"].reindex(table.index) if own else np.nan
+        table["a"] = table["b"] = table["ahead"].where(table["ahead"].isna(), 0.5)
+        table["a"], table["b"] = table["a"] - table["ahead"] / 2, table["b"] + table["ahead"] / 2
+        table["difference"] = table["ahead"]
     table["a_wins"], table["b_wins"] = table["ahead"] < -TIE, table["ahead"] > TIE
     table["tied"] = table["ahead"].abs() <= TIE
     reward = _reward_of(a, b, metric)

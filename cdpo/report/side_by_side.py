@@ -21,9 +21,8 @@ from cdpo.store import Store
 from cdpo.store.names import short
 
 
-def listed(refs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """What can be compared: each run, and each configuration that has several seeds, by its label `tag/name` -> the
-    refs of its runs. A configuration stands before its runs."""
+def configurations(refs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Each configuration by its label `tag/name` -> the refs of its runs, by seed."""
     runs = [
         RunScores(
             **{name: ref[name] for name in ("name", "tag", "seed", "method", "model", "dataset", "params", "steps")},
@@ -34,13 +33,23 @@ def listed(refs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]
         for ref in refs
     ]
     of = {id(run): dict(ref) for run, ref in zip(runs, refs, strict=True)}
-    names = {run.label for run in runs}
+    return {group.label: [of[id(run)] for run in group.runs] for group in grouped(runs)}
+
+
+def listed(refs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What can be compared: each run, and each configuration that has several seeds, by its label `tag/name` -> the
+    refs of its runs. A configuration stands before its runs."""
+    names = {label_of(ref) for ref in refs}
     found: dict[str, list[dict[str, Any]]] = {}
-    for group in grouped(runs):
-        if len(group.runs) > 1 and group.label not in names:
-            found[group.label] = [of[id(run)] for run in group.runs]
-        found |= {run.label: [of[id(run)]] for run in group.runs}
+    for label, members in configurations(refs).items():
+        if len(members) > 1 and label not in names:
+            found[label] = members
+        found |= {label_of(ref): [ref] for ref in members}
     return found
+
+
+def label_of(ref: Mapping[str, Any]) -> str:
+    return f"{ref['tag']}/{ref['name']}"
 
 
 def first_two(known: Mapping[str, Sequence[Mapping[str, Any]]], finished: Container[str]) -> tuple[str, str] | None:
@@ -96,7 +105,7 @@ def read(store: Store, chosen: Mapping[str, Sequence[dict[str, Any]]]) -> Beside
     runs: dict[str, RunScores] = {}  # one that is chosen by itself and as one of a configuration is read once
     groups = []
     for label, refs in chosen.items():
-        members = [runs.setdefault(f"{ref['tag']}/{ref['name']}", reader.run(ref)) for ref in refs]
+        members = [runs.setdefault(label_of(ref), reader.run(ref)) for ref in refs]
         groups.append(Group(members, label.partition("/")[2]))
     return Beside(groups, reader.matches(ref for refs in chosen.values() for ref in refs))
 
@@ -105,10 +114,11 @@ def differences(beside: Beside, a: Group, b: Group) -> tuple[dict[str, dict[str,
     """By metric, and by `judge NAME` for those who saw both: {a_mean, b_mean, difference, low, high, p, n, wins, ties,
     losses, unpaired, conditional_on, between_seeds, better, verdict}; and why other metrics are not compared.
 
-    `difference` is b minus a and `wins` are the prompts on which b has the higher value; `better` is "a", "b" or None
-    where it is not resolved by this metric's own test over prompts, and `verdict` says it in words. By a judge the
-    means are shares of prompts that were won, ties counting half, and the difference is that of b's share to a's;
-    `position` is what is known of how the judge's verdicts hang on the order.
+    `difference` is b minus a and `wins` are the prompts on which b has the higher value; `better` is "a", "b" (by a
+    metric of NEUTRAL: which is higher) or None where it is not resolved by this metric's own test over prompts, and
+    `verdict` says it in words. By a judge the means are shares of prompts that were won, ties counting half, and the
+    difference is the share that b won minus the share that a won; `position` is what is known of how the judge's
+    verdicts hang on the order.
     """
     found, why = _differences(b, a)
     for value in found.values():
@@ -116,7 +126,7 @@ def differences(beside: Beside, a: Group, b: Group) -> tuple[dict[str, dict[str,
     found |= _by_judges(beside.matches, a, b)
     for name, value in found.items():
         value["better"] = _better(name, value)
-        value["verdict"] = in_words(value)
+        value["verdict"] = in_words(name, value)
     return found, why
 
 
@@ -145,6 +155,8 @@ def _by_judges(matches: Sequence[Match], a: Group, b: Group) -> dict[str, dict[s
     return found
 
 
+#: metrics of training of which neither a high nor a low value is good by itself
+NEUTRAL = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
 #: what the name of a judge who saw both responses stands behind
 SIDE_BY_SIDE = "judge "
 
@@ -160,16 +172,23 @@ def better_sign(metric: str) -> float:
     return -1.0 if lower_is_better(metric) else 1.0
 
 
-def in_words(value: Mapping[str, Any], what: str = "") -> str:
+def who(metric: str, value: Mapping[str, Any]) -> str:
+    """`B is better`, or `higher` by a metric that knows no better; or `not resolved`."""
+    if value["better"] is None:
+        return "not resolved"
+    return f"{value['better'].upper()} is {'higher' if metric in NEUTRAL else 'better'}"
+
+
+def in_words(metric: str, value: Mapping[str, Any], what: str = "") -> str:
     """Who is better and by how much of `what`, or that this is not resolved.
 
-    >>> in_words({"better": "b", "difference": 0.104, "low": 0.0893, "high": 0.119}, "gold reward")
+    >>> in_words("gold/mean", {"better": "b", "difference": 0.104, "low": 0.0893, "high": 0.119}, "gold reward")
     'B is better: +0.10 gold reward (95 % +0.09 to +0.12)'
     """
     low, high = value["low"], value["high"]
     digits = _digits([value["difference"]] if low is None else [(high - low) / 2])
-    who = f"{value['better'].upper()} is better" if value["better"] else "Not resolved"
-    told = f"{who}: {signed(value['difference'], digits)}{' ' if what else ''}{what}"
+    told = who(metric, value)
+    told = f"{told[0].upper()}{told[1:]}: {signed(value['difference'], digits)}{' ' if what else ''}{what}"
     return told if low is None else f"{told} (95 % {signed(low, digits)} to {signed(high, digits)})"
 
 
