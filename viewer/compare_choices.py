@@ -18,7 +18,7 @@ MOST_MORE = 3
 
 def choose(store: Store, known: Known) -> tuple[str, ...] | None:
     """The labels of A, B and further runs; None while fewer than two are chosen."""
-    unasked = _unasked(store, known)
+    _unasked(store, known)
     labels = list(known)
     left, swap, right, further = st.columns([8, 1, 8, 6], vertical_alignment="bottom")
     asked = [st.query_params.get(key) for key in ("a", "b")]
@@ -29,8 +29,6 @@ def choose(store: Store, known: Known) -> tuple[str, ...] | None:
     more = further.multiselect(
         "More beside them", labels, key="more", bind="query-params", placeholder="none", max_selections=MOST_MORE
     )
-    if unasked:
-        st.rerun()  # only then the address names them
     for name in gone:
         told = f"There is no run {responses.escaped(name)} here, or not under the chosen tags."
         st.warning(told, icon=":material/search_off:")
@@ -43,14 +41,19 @@ def choose(store: Store, known: Known) -> tuple[str, ...] | None:
     return (a, b, *(label for label in more if label not in (a, b)))
 
 
-def _unasked(store: Store, known: Known) -> bool:
-    """Where neither the address nor a click has chosen: two that are likely to be compared. Whether it chose them."""
+def _unasked(store: Store, known: Known) -> None:
+    """Where neither the address nor a click has chosen: two that are likely to be compared."""
     if any(key in st.session_state or key in st.query_params for key in ("a", "b")):
-        return False
+        return
     two = side_by_side.first_two(known, store.finished())
     if two is not None:
-        st.session_state["a"], st.session_state["b"] = two
-    return two is not None
+        put_in_address(a=two[0], b=two[1])
+
+
+def put_in_address(**chosen: str) -> None:
+    """Choose for a widget that is not there yet: a program's first choice is not put into the address by itself."""
+    st.query_params.update(chosen)
+    st.session_state.update(chosen)
 
 
 def _swap() -> None:

@@ -54,8 +54,9 @@ def _chosen(known: Known) -> tuple[str, ...]:
 
 
 def _asked() -> list[str]:
-    given: list[str] | None = st.session_state.get("runs")
-    return list(st.query_params.get_all("runs")) if given is None else given
+    given = st.session_state.get("runs")
+    found: list[str] = st.query_params.get_all("runs") if given is None else given
+    return found
 
 
 def _shared(groups: list[Group]) -> list[str]:
@@ -67,7 +68,7 @@ def _shared(groups: list[Group]) -> list[str]:
         if sum(bool(group.having(name)) for group in groups) > 1
         and next(group for group in groups if group.having(name)).having(name)[0].metrics[name].kind not in REFERENCE
     }
-    return compare_summary.in_order(found)
+    return list(compare_summary.in_order(found))
 
 
 def _heat_map(made: dict[str, Any], by: str) -> None:

@@ -5,7 +5,7 @@ import streamlit as st
 
 from cdpo.report.by_prompt import FILTERS, ORDERS
 from cdpo.report.reading import RunScores
-from cdpo.viewer import compare_data, look, responses
+from cdpo.viewer import compare_choices, compare_data, look, responses
 
 #: rows of the list on one page
 PAGE = 8
@@ -44,12 +44,11 @@ def choose(table: pd.DataFrame, runs: list[RunScores], words: dict[str, str]) ->
         "Next", icon=":material/arrow_forward:", disabled=after is None, on_click=_go, args=(after,), width="stretch"
     )
     place.markdown(f"prompt **{at + 1:,}** of {len(ids):,}" if at is not None else "not among those of this filter")
-    first = "prompt" not in st.session_state and not asked
-    if not asked:
+    if "prompt" not in st.session_state and not asked:
+        compare_choices.put_in_address(prompt=here)
+    elif not asked:
         st.session_state["prompt"] = here
     name.text_input("Prompt", key="prompt", bind="query-params", label_visibility="collapsed", help="its id")
-    if first:
-        st.rerun()  # only then the address names it
     return here
 
 

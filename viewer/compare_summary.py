@@ -85,8 +85,8 @@ def _over_seeds(value: dict[str, Any]) -> list[str]:
 def _position(value: dict[str, Any]) -> list[str]:
     """How far a judge's verdicts hang on the order of the responses."""
     return [
-        f"The judge said the same in both orders of {each['consistent']:.0%} of {each['pairs']:,} pairs; in both it chose "
-        f"what stood first in {each['prefers_first']:.0%}, what stood second in {each['prefers_second']:.0%}."
+        f"The judge said the same in both orders of {each['consistent']:.0%} of {each['pairs']:,} pairs; in both it "
+        f"chose what stood first in {each['prefers_first']:.0%}, what stood second in {each['prefers_second']:.0%}."
         for each in value.get("position", ())
         if each.get("consistent") is not None
     ]
