@@ -148,7 +148,7 @@ def _verdicts(judge: str, rows: list[dict[str, Any]], names: dict[str, str], of:
             continue
         with st.expander(responses.escaped(title)):
             if row["why"] and row["answer"]:
-                st.caption(responses.escaped(row["why"]))
+                st.caption(responses.escaped(responses.label(row["why"], 300)))
             responses.show_text(reason, key=f"why {judge} {of} {row['order']} {row['sample']}")
 
 

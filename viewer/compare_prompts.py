@@ -25,7 +25,7 @@ def choose(table: pd.DataFrame, runs: list[RunScores], words: dict[str, str]) ->
     if not ids:
         look.empty("No such prompt", "No prompt is left by this filter and search: choose others above.")
         return None
-    asked = st.session_state.get("prompt") or st.query_params.get("prompt")
+    asked = st.session_state["prompt"] if "prompt" in st.session_state else st.query_params.get("prompt")
     here = asked or ids[0]
     if here not in table.index:
         if asked:

@@ -66,7 +66,8 @@ def label(text: str, most: int = 80) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text, of a user or of an error, for where Streamlit reads Markdown."""
+    """A text that is not the project's own, for where Streamlit reads Markdown; control characters become visible."""
+    text = "".join(each if each in "\n\t" or each.isprintable() else f"\\u{ord(each):04x}" for each in text)
     return _MARKDOWN.sub(r"\\\1", text)
 
 

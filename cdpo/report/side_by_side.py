@@ -12,6 +12,7 @@ import numpy as np
 
 from cdpo.plan.names import show_value
 from cdpo.report.collect import Group, _differences, grouped
+from cdpo.report.index import Index
 from cdpo.report.judged import _seeds
 from cdpo.report.reading import Match, Reader, RunScores
 from cdpo.report.select import lower_is_better
@@ -97,6 +98,7 @@ class Beside:
 
     groups: list[Group]
     matches: list[Match]
+    index: Index
 
 
 def read(store: Store, chosen: Mapping[str, Sequence[dict[str, Any]]]) -> Beside:
@@ -107,7 +109,7 @@ def read(store: Store, chosen: Mapping[str, Sequence[dict[str, Any]]]) -> Beside
     for label, refs in chosen.items():
         members = [runs.setdefault(label_of(ref), reader.run(ref)) for ref in refs]
         groups.append(Group(members, label.partition("/")[2]))
-    return Beside(groups, reader.matches(ref for refs in chosen.values() for ref in refs))
+    return Beside(groups, reader.matches(ref for refs in chosen.values() for ref in refs), reader.index)
 
 
 def differences(beside: Beside, a: Group, b: Group) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -120,9 +122,10 @@ def differences(beside: Beside, a: Group, b: Group) -> tuple[dict[str, dict[str,
     difference is the share that b won minus the share that a won; `position` is what is known of how the judge's
     verdicts hang on the order.
     """
-    found, why = _differences(b, a)
+    found, why = _differences(b, a, beside.index)
     for value in found.values():
         value["a_mean"], value["b_mean"] = value["b_mean"], value["a_mean"]
+    beside.index.save()
     found |= _by_judges(beside.matches, a, b)
     for name, value in found.items():
         value["better"] = _better(name, value)
