@@ -39,15 +39,16 @@ MEANINGS = {
 MOST_NAMED = 6
 
 
-def step_link(key: str, tags: Sequence[str], text: str, title: str = "", css: str = "") -> str:
+def step_link(key: str, tags: Sequence[str], text: str, title: str = "") -> str:
     """A link to the step's provenance; `text` is HTML."""
     query = urlencode([("step", short(key)), *(("tag", tag) for tag in tags)])
-    return f'<a class="{css}" href="provenance?{look.as_text(query)}" target="_self" title="{look.as_text(title)}">{text}</a>'
+    where = f'href="provenance?{look.as_text(query)}" target="_self"'
+    return f'<a {where} title="{look.as_text(title)}">{text}</a>'
 
 
 def breakable(name: str) -> str:
     """A name as HTML that may be wrapped behind each `_`: it is long, and its end tells runs apart."""
-    return look.as_text(name).replace("_", "_<wbr>")
+    return str(look.as_text(name)).replace("_", "_<wbr>")
 
 
 def overview(counts: Iterable[Counter[str]], said: str, left: str) -> str:
@@ -82,9 +83,8 @@ def grid(board: Board, stages: Sequence[str], rows: Sequence[Row], all_rows: Seq
     body = []
     for (tasks, tag), several in groupby(rows, key=lambda row: (row.tasks, row.tag)):
         file = look.as_text(Path(tasks).name) if tasks else "in no tasks file now"
-        body.append(
-            f'<tr class="tag"><th colspan="{len(stages) + 1}">{look.as_text(tag)}<small>{file}</small></th></tr>'
-        )
+        heading = f"{look.as_text(tag)}<small>{file}</small>"
+        body.append(f'<tr class="tag"><th colspan="{len(stages) + 1}">{heading}</th></tr>')
         body.extend(_line(board, row, stages, tags) for row in several)
     return (
         f'<div class="cdpo-wide"><table class="cdpo-board"><thead><tr><th scope="col">{of_runs}</th>'
@@ -136,9 +136,8 @@ def services(found: Sequence[dict[str, Any]]) -> str:
 
 def named(steps: Sequence[dict[str, Any]], tags: Sequence[str]) -> str:
     """Steps by name, each a link; of many the first."""
-    shown = "".join(
-        f"<li>{step_link(s.get('of', s['key']), tags, breakable(label_of(s)))}</li>" for s in steps[:MOST_NAMED]
-    )
+    links = (step_link(each.get("of", each["key"]), tags, breakable(label_of(each))) for each in steps[:MOST_NAMED])
+    shown = "".join(f"<li>{link}</li>" for link in links)
     more = f"<li>and {len(steps) - MOST_NAMED} more</li>" if len(steps) > MOST_NAMED else ""
     return f'<ul class="cdpo-names">{shown}{more}</ul>'
 

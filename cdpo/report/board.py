@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cdpo.engine.process import is_alive
 from cdpo.engine.status import Timed, status
 from cdpo.errors import DamagedFile
 from cdpo.files import read_json

@@ -78,9 +78,9 @@ def time_left(store: Store, board: Board, slots: int | None) -> Left | None:
     untimed = sorted({step.pipeline for key, step in todo.items() if key not in running} - typical.keys())
     if found is None:
         return Left(len(todo), None, False, untimed)
-    seconds, complete = max(found["seconds"], *chain.values()), bool(found["complete"]) and complete
+    left, complete = max(found["seconds"], *chain.values()), bool(found["complete"]) and complete
     # no time at all is what is left where nothing could be told
-    return Left(len(todo), seconds if complete or seconds >= 1 else None, complete, untimed)
+    return Left(len(todo), left if complete or left >= 1 else None, complete, untimed)
 
 
 def slots_of(store: Store) -> int | None:

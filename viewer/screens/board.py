@@ -89,9 +89,7 @@ def show() -> None:
         st.html(f'<div class="cdpo-cause">{look.as_text(problem)}</div>')
     rows = board.under(tags)
     if not rows:
-        look.empty(
-            "No runs yet.", "This store has no plan and no runs. These commands make them:", "cdpo prep\ncdpo execute"
-        )
+        look.empty("No runs yet.", "This store has no plan and no runs. These make them:", "cdpo prep\ncdpo execute")
         return
     at_work = board.at_work()
     if bool(at_work) != busy:
