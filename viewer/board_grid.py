@@ -42,7 +42,7 @@ MOST_NAMED = 6
 def step_link(key: str, tags: Sequence[str], text: str, title: str = "") -> str:
     """A link to the step's provenance; `text` is HTML."""
     query = urlencode([("step", short(key)), *(("tag", tag) for tag in tags)])
-    where = f'href="provenance?{look.as_text(query)}" target="_self"'
+    where = f'href="provenance?{look.as_text(query)}"'
     return f'<a {where} title="{look.as_text(title)}">{text}</a>'
 
 
@@ -149,7 +149,7 @@ def _over(states: Counter[str]) -> str:
 def _line(board: Board, row: Row, stages: Sequence[str], tags: Sequence[str]) -> str:
     query = look.as_text(urlencode([("runs", row.label), *(("tag", tag) for tag in tags)]))
     cells = "".join(f"<td>{_mark(board, cell, tags)}</td>" for cell in (board.cell(row, stage) for stage in stages))
-    return f'<tr><th scope="row"><a href="provenance?{query}" target="_self">{breakable(row.name)}</a></th>{cells}</tr>'
+    return f'<tr><th scope="row"><a href="provenance?{query}">{breakable(row.name)}</a></th>{cells}</tr>'
 
 
 def _mark(board: Board, cell: Cell | None, tags: Sequence[str]) -> str:
