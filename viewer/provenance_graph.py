@@ -13,7 +13,7 @@ from cdpo.store.names import short
 from cdpo.viewer import board_grid, look
 
 #: pixels
-WIDTH, GAP, BETWEEN, HEAD, LINE, EDGE = 206, 22, 38, 34, 14, 8
+WIDTH, GAP, BETWEEN, HEAD, LINE, EDGE = 206, 22, 38, 42, 14, 8
 #: characters of a name on one line of a box
 LETTERS = 30
 #: colours of lines that stand out of light and of dark

@@ -10,7 +10,7 @@ import streamlit as st
 from cdpo.engine.show.words import duration
 from cdpo.plan.estimates import show_size
 from cdpo.plan.states import differences
-from cdpo.report.board import Board
+from cdpo.report.board import OVER, Board
 from cdpo.report.provenance import Figure, Node, Provenance, as_told, hashed, last_lines, log_of, members, rebuilt_by
 from cdpo.store.names import short
 from cdpo.viewer import board_data, board_grid, choices, look, provenance_data, provenance_graph, source
@@ -40,8 +40,10 @@ def choose_step(nodes: list[Node], default: Node) -> Node:
     if asked not in options:
         fitting = (name for name, node in options.items() if asked and node.key.startswith(asked.split()[-1]))
         preset = next((name for name, node in options.items() if node is default), None)
-        st.session_state["step"] = next(fitting, preset)
-    return options[st.selectbox("Step", list(options), key="step", bind="query-params")]
+        _set("step", next(fitting, preset))
+    # no default of its own: what is the default is left out of the address, and here that changes with the run
+    found = st.selectbox("Step", list(options), index=None, key="step", bind="query-params")
+    return options[found] if found else default
 
 
 def choose_figure(runs: list[str]) -> Figure | None:
@@ -55,7 +57,7 @@ def choose_figure(runs: list[str]) -> Figure | None:
     if asked not in options:
         # another address, or the number has changed: what stands before its value tells which it was
         name = asked.rpartition(" = ")[0] or asked
-        st.session_state["number"] = next((one for one in options if one.rpartition(" = ")[0] == name), None)
+        _set("number", next((one for one in options if name and one.rpartition(" = ")[0] == name), None))
     found = st.selectbox(
         "Number",
         list(options),
@@ -67,6 +69,13 @@ def choose_figure(runs: list[str]) -> Figure | None:
         on_change=lambda: open_step(options.get(st.session_state["number"])),
     )
     return options.get(found) if found else None
+
+
+def _set(name: str, value: str | None) -> None:
+    """Choose for a widget before it is made. As long as it never was, its address must be mended too."""
+    if name not in st.session_state and value is not None:
+        st.query_params[name] = value
+    st.session_state[name] = value
 
 
 def open_step(figure: Figure | None) -> None:
@@ -120,8 +129,8 @@ def show_manifest(node: Node, steps: Provenance) -> None:
         "versions": ", ".join(f"{name} {value}" for name, value in versions.items() if value) or "unknown",
         "code": str(manifest.get("code") or "unknown"),
     }
-    left, right = st.columns([2, 3])
-    left.dataframe(pd.DataFrame({"": facts.keys(), "value": facts.values()}), hide_index=True, width="stretch")
+    lines = "".join(f"<tr><th>{name}</th><td>{look.as_text(value)}</td></tr>" for name, value in facts.items())
+    st.html(f'<table class="cdpo-devices">{lines}</table>')
     outputs = manifest["outputs"]
     files = pd.DataFrame(
         {
@@ -131,7 +140,7 @@ def show_manifest(node: Node, steps: Provenance) -> None:
             "sha256": [each["sha256"] for each in outputs.values()],
         }
     )
-    right.dataframe(files, hide_index=True, width="stretch")
+    st.dataframe(files, hide_index=True, width="stretch")
     with st.expander("What it said of itself (summary)"):
         st.json(manifest.get("summary") or {}, expanded=2)
 
@@ -249,7 +258,9 @@ def show() -> None:
         ][:1]
         keys = [wanted]
     else:
-        runs = runs or [rows[0].label]
+        if not runs:
+            runs = [rows[0].label]
+            st.html(f'<div class="cdpo-path">None is chosen, so this is {board_grid.breakable(runs[0])}.</div>')
         keys = [key for row in board.rows if row.label in runs[:MOST_RUNS] for key in row.steps]
     with right:
         figure = choose_figure(runs[:MOST_RUNS])
@@ -257,12 +268,14 @@ def show() -> None:
         st.caption(f"Drawn are the first {MOST_RUNS} of {len(runs)} runs.")
     nodes = steps.behind([*keys, *([figure.key] if figure else [])])
     chain = {node.key for node in steps.behind([figure.key])} if figure else set()
-    default = steps.node(figure.key) if figure else next((node for node in nodes if node.key == wanted), nodes[-1])
+    made = next((node for node in reversed(nodes) if node.state in OVER), nodes[-1])
+    default = steps.node(figure.key) if figure else next((node for node in nodes if node.key == wanted), made)
     if figure:
         show_figure(figure, len(chain))
     picture = st.container()
     chosen = choose_step(nodes, default)
     query = [*(("tag", tag) for tag in choices.tags()), *(("runs", run) for run in st.session_state.get("runs", ()))]
+    query += [(name, value) for name in ("number", "about") if (value := st.session_state.get(name))]
     picture.html(provenance_graph.drawn(nodes, query, chosen.key, chain))
     show_step(chosen, steps)
 
