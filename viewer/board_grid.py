@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,15 @@ MEANINGS = {
 MOST_NAMED = 6
 
 
-def step_link(key: str, tags: Sequence[str], text: str, title: str = "") -> str:
-    """A link to the step's provenance; `text` is HTML."""
-    query = urlencode([("step", short(key)), *(("tag", tag) for tag in tags)])
+def step_name(pipeline: str, key: str) -> str:
+    """How a step is called in addresses; the beginning of its key alone does too."""
+    return f"{pipeline} {short(key)}"
+
+
+def step_link(said: Mapping[str, Any], tags: Sequence[str], text: str, title: str = "") -> str:
+    """A link to the provenance of a step of which status says this; of a part of one to the whole. `text` is HTML."""
+    name = step_name(said["pipeline"], said.get("of", said["key"]))
+    query = urlencode([("step", name), *(("tag", tag) for tag in tags)])
     where = f'href="provenance?{look.as_text(query)}"'
     return f'<a {where} title="{look.as_text(title)}">{text}</a>'
 
@@ -117,7 +123,7 @@ def devices(board: Board, tags: Sequence[str]) -> str:
         alone = "; goes on by itself, as the execution that started it has ended" if said.get("alone") else ""
         lines.append(
             f"<tr><th>{look.as_text(str(said.get('place') or 'starting'))}</th>"
-            f"<td>{step_link(said.get('of', said['key']), tags, breakable(label_of(said)))}{alone}</td>"
+            f"<td>{step_link(said, tags, breakable(label_of(said)))}{alone}</td>"
             f'<td><div class="cdpo-far"><i style="width:{100 * (share or 0):.0f}%"></i></div></td>'
             f"<td>{look.as_text(far)}</td><td>{since}</td></tr>"
         )
@@ -136,7 +142,7 @@ def services(found: Sequence[dict[str, Any]]) -> str:
 
 def named(steps: Sequence[dict[str, Any]], tags: Sequence[str]) -> str:
     """Steps by name, each a link; of many the first."""
-    links = (step_link(each.get("of", each["key"]), tags, breakable(label_of(each))) for each in steps[:MOST_NAMED])
+    links = (step_link(each, tags, breakable(label_of(each))) for each in steps[:MOST_NAMED])
     shown = "".join(f"<li>{link}</li>" for link in links)
     more = f"<li>and {len(steps) - MOST_NAMED} more</li>" if len(steps) > MOST_NAMED else ""
     return f'<ul class="cdpo-names">{shown}{more}</ul>'
@@ -168,4 +174,4 @@ def _mark(board: Board, cell: Cell | None, tags: Sequence[str]) -> str:
     elif cell.state in ("failed", "blocked", "damaged"):
         title = f"{label_of(said)}: {said.get('error') or 'needs ' + said['by']}"[:400]
     fill = f' style="--share:{100 * cell.share:.0f}%"' if cell.share is not None else ""
-    return step_link(key, tags, f'<span class="cdpo-mark {cell.state}"{fill}>{text}</span>', title)
+    return step_link(said, tags, f'<span class="cdpo-mark {cell.state}"{fill}>{text}</span>', title)

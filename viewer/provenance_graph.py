@@ -9,13 +9,12 @@ from collections.abc import Collection, Sequence
 from urllib.parse import quote, urlencode
 
 from cdpo.report.provenance import Node
-from cdpo.store.names import short
 from cdpo.viewer import board_grid, look
 
 #: pixels
-WIDTH, GAP, BETWEEN, HEAD, LINE, EDGE = 206, 22, 38, 42, 14, 8
+WIDTH, GAP, BETWEEN, HEAD, LINE, EDGE = 236, 22, 36, 42, 14, 8
 #: characters of a name on one line of a box
-LETTERS = 30
+LETTERS = 36
 #: colours of lines that stand out of light and of dark
 PLAIN, STRONG = "#8a8f98", "#3b82d6"
 
@@ -27,23 +26,30 @@ def drawn(nodes: Sequence[Node], query: Sequence[tuple[str, str]], chosen: str, 
     """
     places, width = _places(nodes)
     lines = {node.key: _wrapped(node.name) for node in nodes}
-    height = HEAD + LINE * max(map(len, lines.values()), default=1)
-    depth = 1 + max((row for row, _ in places.values()), default=0)
-    tall = depth * height + (depth - 1) * BETWEEN + 2 * EDGE
+    heights: dict[int, int] = {}
+    for key, (row, _) in places.items():
+        heights[row] = max(heights.get(row, 0), HEAD + LINE * len(lines[key]))
+    tops = {row: EDGE + sum(heights[above] + BETWEEN for above in range(row)) for row in heights}
+    tall = EDGE + sum(heights.values()) + BETWEEN * (len(heights) - 1) + EDGE
 
     def corner(key: str) -> tuple[float, float]:
         row, left = places[key]
-        return EDGE + left, EDGE + row * (height + BETWEEN)
+        return EDGE + left, tops[row]
+
+    def height(key: str) -> int:
+        return heights[places[key][0]]
 
     paths = []
     for node in nodes:
         for parent in dict.fromkeys(node.parents.values()):
             strong = bool(chain) and node.key in chain and parent in chain
-            paths.append((strong, _path(corner(parent), corner(node.key), height)))
+            paths.append((strong, _path(corner(parent), corner(node.key), height(parent))))
     svg = "".join(_stroke(path, strong, bool(chain)) for strong, path in sorted(paths))
     size = f'width="{width + 2 * EDGE:.0f}" height="{tall:.0f}"'
     picture = quote(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{svg}</svg>')
-    boxes = "".join(_box(node, corner(node.key), height, lines[node.key], query, chosen, chain) for node in nodes)
+    boxes = "".join(
+        _box(node, corner(node.key), height(node.key), lines[node.key], query, chosen, chain) for node in nodes
+    )
     return (
         f'<div class="cdpo-wide"><div class="cdpo-graph" style="width:{width + 2 * EDGE:.0f}px;height:{tall:.0f}px">'
         f'<img alt="" src="data:image/svg+xml,{picture}">{boxes}</div></div>'
@@ -107,7 +113,7 @@ def _box(
     css = ["cdpo-step", node.state]
     css += ["chosen"] if node.key == chosen else []
     css += ["faded"] if chain and node.key not in chain else []
-    where = look.as_text(urlencode([*query, ("step", short(node.key))]))
+    where = look.as_text(urlencode([*query, ("step", board_grid.step_name(node.pipeline, node.key))]))
     style = f"left:{corner[0]:.0f}px;top:{corner[1]:.0f}px;width:{WIDTH}px;height:{height:.0f}px"
     mark = f'<span class="cdpo-mark {node.state}">{board_grid.MARKS[node.state]}</span>'
     name = "<br>".join(look.as_text(line) for line in lines)

@@ -35,12 +35,17 @@ def chosen_runs(board: Board) -> list[str]:
 
 def choose_step(nodes: list[Node], default: Node) -> Node:
     """The step that is looked at: `?step=` and the beginning of its key, or what was chosen here."""
-    options = {f"{node.pipeline} {short(node.key)}": node for node in nodes}
+    options = {board_grid.step_name(node.pipeline, node.key): node for node in nodes}
     asked = str(st.session_state.get("step") or st.query_params.get("step") or "")
     if asked not in options:
         fitting = (name for name, node in options.items() if asked and node.key.startswith(asked.split()[-1]))
         preset = next((name for name, node in options.items() if node is default), None)
-        _set("step", next(fitting, preset))
+        named = next(fitting, None)
+        if named is not None and "step" not in st.session_state:
+            # with its whole name in the address: what a widget does not know is taken out of that
+            st.query_params["step"] = named
+            st.rerun()
+        st.session_state["step"] = named or preset
     # no default of its own: what is the default is left out of the address, and here that changes with the run
     found = st.selectbox("Step", list(options), index=None, key="step", bind="query-params")
     return options[found] if found else default
@@ -57,7 +62,7 @@ def choose_figure(runs: list[str]) -> Figure | None:
     if asked not in options:
         # another address, or the number has changed: what stands before its value tells which it was
         name = asked.rpartition(" = ")[0] or asked
-        _set("number", next((one for one in options if name and one.rpartition(" = ")[0] == name), None))
+        st.session_state["number"] = next((one for one in options if name and one.rpartition(" = ")[0] == name), None)
     found = st.selectbox(
         "Number",
         list(options),
@@ -69,13 +74,6 @@ def choose_figure(runs: list[str]) -> Figure | None:
         on_change=lambda: open_step(options.get(st.session_state["number"])),
     )
     return options.get(found) if found else None
-
-
-def _set(name: str, value: str | None) -> None:
-    """Choose for a widget before it is made. As long as it never was, its address must be mended too."""
-    if name not in st.session_state and value is not None:
-        st.query_params[name] = value
-    st.session_state[name] = value
 
 
 def open_step(figure: Figure | None) -> None:
