@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from cdpo.engine.show.words import duration
 from cdpo.plan.names import count
-from cdpo.report.board import STATES, Board, Cell, Row, label_of
+from cdpo.report.board import Board, Cell, Row, label_of
 from cdpo.store.names import short
 from cdpo.viewer import look
 
@@ -35,6 +35,8 @@ MEANINGS = {
     "evicted": "done; its weights were removed and are made again when they are needed",
     "done": "done",
 }
+#: states in the order of bars and of what is told of them: what is over at the left
+ORDER = ("done", "evicted", "running", "waiting", "missing", "blocked", "damaged", "failed")
 #: steps that are named one by one
 MOST_NAMED = 6
 
@@ -62,7 +64,7 @@ def overview(counts: Iterable[Counter[str]], said: str, left: str) -> str:
     total: Counter[str] = sum(counts, Counter())
     steps = total.total()
     over = total["done"] + total["evicted"]
-    told = ", ".join(f"{total[state]} {MARKS[state]}" for state in STATES[:-2] if total[state])
+    told = ", ".join(f"{total[state]} {MARKS[state]}" for state in ORDER[2:] if total[state])
     return (
         f'<div class="cdpo-over"><div><b>{look.as_text(said)}</b><span>{look.as_text(left)}</span></div>{bar(total)}'
         f"<div><span>{over} of {count(steps, 'step')} done{', ' if told else ''}{told}</span></div></div>"
@@ -71,10 +73,8 @@ def overview(counts: Iterable[Counter[str]], said: str, left: str) -> str:
 
 def bar(states: Counter[str]) -> str:
     """How many steps are in which state, as one bar; what is done at its left."""
-    told = ", ".join(f"{states[state]} {state}" for state in reversed(STATES) if states[state])
-    pieces = "".join(
-        f'<i class="{state}" style="flex-grow:{states[state]}"></i>' for state in reversed(STATES) if states[state]
-    )
+    told = ", ".join(f"{states[state]} {state}" for state in ORDER if states[state])
+    pieces = "".join(f'<i class="{state}" style="flex-grow:{states[state]}"></i>' for state in ORDER if states[state])
     return f'<div class="cdpo-bar" title="{told}">{pieces}</div>'
 
 
@@ -103,7 +103,7 @@ def legend(present: Iterable[str]) -> str:
     shown = set(present)
     marks = (
         f'<span><span class="cdpo-mark {state}">{MARKS[state]}</span> {MEANINGS[state]}</span>'
-        for state in reversed(STATES)
+        for state in ORDER
         if state in shown
     )
     return f'<div class="cdpo-legend">{"".join(marks)}</div>'

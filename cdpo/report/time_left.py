@@ -75,8 +75,10 @@ def time_left(store: Store, board: Board, slots: int | None) -> Left | None:
             estimate.waits(step.pipeline)
         chain[key] = max((chain.get(parent, 0.0) for parent in step.parents), default=0.0) + (own or 0.0)
     found = estimate.left()
-    untimed = sorted({step.pipeline for key, step in todo.items() if key not in running} - typical.keys())
-    if found is None:
+    unknown = [step.pipeline for key, step in todo.items() if key not in running and step.pipeline not in typical]
+    untimed = sorted(set(unknown))
+    # a figure for the smaller part of what is left would be taken for one of all
+    if found is None or len(unknown) > len(todo) / 2:
         return Left(len(todo), None, False, untimed)
     left, complete = max(found["seconds"], *chain.values()), bool(found["complete"]) and complete
     # no time at all is what is left where nothing could be told

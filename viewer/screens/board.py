@@ -98,7 +98,7 @@ def show() -> None:
     counts = board.counts(rows)
     st.html(board_grid.overview(counts.values(), in_words(len(at_work), living), left.text() if left else ""))
     if left and left.untimed:
-        st.caption(f"Never timed in this store, so not in that figure: {', '.join(left.untimed)}.")
+        st.caption(f"Never timed in this store yet: {', '.join(left.untimed)}.")
     if not board.has_plan:
         look.empty(
             "This store has no plan.",
