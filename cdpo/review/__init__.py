@@ -1,1 +1,1 @@
-"""What people say of data and responses: votes, flags and notes by row, their agreement, and what is exported of them."""
+"""What people say of data and responses: votes, flags and notes by row, how far they agree, and what is exported."""

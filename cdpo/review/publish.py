@@ -47,9 +47,7 @@ def push(
     if not exported.rows:
         raise UsageError("nothing to publish: no reviewed row has a majority for a response yet")
     hub.use_token()
-    files: dict[str, Any] = {
-        f"{split}.parquet": as_bytes(rows, ".parquet") for split, rows in exported.splits.items()
-    }
+    files: dict[str, Any] = {f"{split}.parquet": as_bytes(rows, ".parquet") for split, rows in exported.splits.items()}
     files[VOTES] = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in said(reviews)).encode()
     return open_hub(_Where(hub), store, note).put_folder(
         "dataset", default_name(source, hub), DATA, files, card(source, reviews, exported)

@@ -1,6 +1,6 @@
 """How far people who labelled the same items agree, beyond what chance alone would make of their labels.
 
-Krippendorff's alpha for nominal data, which allows any number of labellers and labels that are missing: K. Krippendorff,
+Krippendorff's alpha for nominal data, which allows any number of labellers and missing labels: K. Krippendorff,
 Computing Krippendorff's Alpha-Reliability (2011), https://repository.upenn.edu/asc_papers/43, section C.
 """
 
