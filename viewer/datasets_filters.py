@@ -13,6 +13,8 @@ from cdpo.review import acts, rows
 from cdpo.viewer import datasets_data as reading
 
 BINS = 32
+#: of a histogram, in pixels
+HEIGHT = 70
 #: in a row of the page
 COLUMNS = 3
 _NAMES = {
@@ -33,8 +35,8 @@ class Shown:
     ranking: np.ndarray
     #: those that fit, in the same order
     fitting: np.ndarray
-    #: what a search did not reach, in words
-    searched: str | None
+    #: the numbers that were chosen
+    by: tuple[str, ...]
 
     def beside(self, at: int, step: int) -> int | None:
         """The next fitting row (`step` 1) or the one before (-1) as seen from the row `at`, which need not fit."""
@@ -87,7 +89,6 @@ def choose(
 ) -> Shown:
     """The controls; `measures` are all numbers of the rows, `said` what reviewers said, by row id."""
     mask = np.ones(len(ids), bool)
-    searched = None
     with st.expander("Filters and histograms", icon=":material/filter_alt:", expanded=opened):
         left, middle, right = st.columns([2, 2, 1], vertical_alignment="bottom")
         text = left.text_input(
@@ -115,12 +116,11 @@ def choose(
             mask[: len(found)] &= found
             mask[len(found) :] = False
             if len(found) < len(mask):
-                searched = f"The text was looked for in the first {len(found):,} of {len(mask):,} rows."
-                st.caption(searched)
+                st.caption(f"The text was looked for in the first {len(found):,} of {len(mask):,} rows.")
     for mark in only or ():
         mask &= _marked(mark, measures, ids, said, reviewer)
     ranking = _ranking(order, measures, len(ids))
-    return Shown(ranking, ranking[mask[ranking]], searched)
+    return Shown(ranking, ranking[mask[ranking]], tuple(by))
 
 
 def _marks(measures: Mapping[str, np.ndarray], reviewer: str) -> list[str]:
@@ -169,7 +169,8 @@ def _within(name: str, values: np.ndarray) -> np.ndarray:
     kind = int if whole else float
     ends = (kind(low), kind(high))
     now = _chosen(key, ends)
-    st.altair_chart(_histogram(finite, low, high, now), width="stretch", key=f"histogram_{name}")
+    st.caption(label)
+    st.altair_chart(_histogram(finite, low, high, now), width="stretch", height=HEIGHT, key=f"histogram_{name}")
     chosen = st.slider(
         label,
         *ends,
@@ -178,6 +179,7 @@ def _within(name: str, values: np.ndarray) -> np.ndarray:
         format=None if whole else f"%.{max(0, -int(np.floor(np.log10(step))))}f",
         key=key,
         bind="query-params",
+        label_visibility="collapsed",
     )
     if tuple(chosen) == ends:
         return np.ones(len(values), bool)
@@ -217,11 +219,12 @@ def _histogram(finite: np.ndarray, low: float, high: float, now: tuple[float, fl
         alt.Chart(table)
         .mark_bar(binSpacing=1)
         .encode(
-            x=alt.X("from:Q", bin="binned", title=None, axis=alt.Axis(grid=False, tickCount=4)),
+            x=alt.X("from:Q", bin="binned", title=None, axis=None, scale=alt.Scale(domain=(low, high), nice=False)),
             x2="to:Q",
             y=alt.Y("rows:Q", title=None, axis=None),
             color=alt.condition("datum.inside", alt.value("#4c8bf5"), alt.value("#9aa0a680")),
             tooltip=[alt.Tooltip("from:Q", format=".4~g"), alt.Tooltip("to:Q", format=".4~g"), "rows:Q"],
         )
-        .properties(height=90)
+        .properties(height=HEIGHT, padding=0)
+        .configure_view(stroke=None)
     )

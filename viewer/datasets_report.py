@@ -62,18 +62,24 @@ def _compared(source: Source, decided: Mapping[acts.Place, str], numbers: Number
         if labels is not None:
             lines.append({"with": "the dataset's labels", "agree": _words(labels), "rows": labels.n})
     for name, values in _values(decided, numbers).items():
-        if source.single or name not in (*rows.margin_names({name: values}), "bt_prob"):
+        if source.single and _is_score(name):
             found = summary.ranked(decided, values)
-            if found is not None and (source.single or "_chars" not in name):
+            if found is not None:
                 share, good, bad = found
                 words = f"a good one is above a bad one in {100 * share:.0f} %"
                 lines.append({"with": named(name), "agree": words, "rows": good + bad})
-            continue
-        shifted = {place: value - 0.5 for place, value in values.items()} if name == "bt_prob" else values
-        margins = summary.with_margins(decided, shifted)
-        if margins is not None:
-            lines.append({"with": named(name), "agree": _words(margins), "rows": margins.n})
+        elif not source.single and (name == "bt_prob" or rows.margin_names({name: values})):
+            middle = 0.5 if name == "bt_prob" else 0.0
+            margins = summary.with_margins(decided, {place: value - middle for place, value in values.items()})
+            if margins is not None:
+                lines.append({"with": named(name), "agree": _words(margins), "rows": margins.n})
     return lines
+
+
+def _is_score(name: str) -> bool:
+    """Whether it is a reward's or a judge's of the response, and not of the dataset's own answer."""
+    parts = name.split("/")
+    return len(parts) > 1 and (parts[-1] != "chosen" or "winrate" in parts)
 
 
 def _values(decided: Mapping[acts.Place, str], numbers: Numbers) -> dict[str, dict[acts.Place, float]]:

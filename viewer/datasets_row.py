@@ -52,10 +52,12 @@ def show(at: At, blind: bool) -> None:
         _conversation(at.row.get("prompt") or [])
         swapped = blind and int(at.place.content, 16) % 2 == 1
         _responses(at, blind, swapped)
+        if not blind:
+            _training(at)
     with right:
         _form(at, blind, swapped)
-        _others(at)
-    _training(at)
+        if not blind:
+            _others(at)
 
 
 def _conversation(prompt: Sequence[Mapping[str, str]]) -> None:
@@ -292,7 +294,6 @@ def moved(go: Callable[[int], str | None]) -> None:
     before, after = go(-1), go(1)
     st.button(
         "Previous",
-        icon=":material/arrow_back:",
         shortcut="Left",
         disabled=before is None,
         key="previous",
@@ -302,8 +303,6 @@ def moved(go: Callable[[int], str | None]) -> None:
     )
     st.button(
         "Next",
-        icon=":material/arrow_forward:",
-        icon_position="right",
         shortcut="Right",
         disabled=after is None,
         key="next",

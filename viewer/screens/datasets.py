@@ -19,6 +19,12 @@ from cdpo.viewer.datasets_filters import named
 PAGE = 25
 #: characters of a text in the table
 BEGINNING = 160
+_WIDTHS = {
+    "mine": st.column_config.TextColumn("my vote", width=90),
+    "votes": st.column_config.TextColumn(width=130),
+    "flags": st.column_config.TextColumn("flag", width=50),
+    **{name: st.column_config.TextColumn(width="medium") for name in rows.TEXTS},
+}
 ROWS, AGREEMENT, EXPORT = "Rows", "Agreement", "Export"
 
 
@@ -38,7 +44,7 @@ def page() -> None:
             "cdpo prep\ncdpo execute",
         )
         return
-    first, second, third, fourth = st.columns([4, 1.6, 1.6, 1.6], vertical_alignment="bottom")
+    first, second, third, fourth = st.columns([3.4, 1.1, 1.5, 2.4], vertical_alignment="bottom")
     label = first.selectbox("Data", list(known), key="data", bind="query-params", on_change=_start_anew)
     splits = known[label].splits()
     if not splits:
@@ -107,16 +113,12 @@ def _rows(
     view, measures = _numbers(str(store.root), of.label, tags, path)
     said = reading.by_row(reviews, split)
     when = reading.stamp(path)
-    asked = st.session_state.get("row", "")
+    # before the widget of that name is there, on the first run, only the URL knows
+    asked = st.session_state.get("row", st.query_params.get("row"))
     shown = datasets_filters.choose(str(path), when, measures, view, said, reviewer, opened=not asked)
     bar = st.container(horizontal=True, vertical_alignment="bottom")
     with bar:
-        count = (
-            f"**{len(shown.fitting):,}** of {len(view):,} rows fit"
-            if len(shown.fitting) < len(view)
-            else f"**{len(view):,}** rows"
-        )
-        st.markdown(count)
+        st.markdown(_counted(len(shown.fitting), len(view)))
         st.space("stretch")
         row = st.text_input(
             "Row",
@@ -132,16 +134,20 @@ def _rows(
     if place is None:
         _table(of, path, when, shown, view, measures, split, reviews, reviewer)
         return
+    (content,) = reading.texts(str(path), when, (place,))
     with bar:
         blind = False
-        if not of.single:
+        if not rows.is_single(content):
             blind = st.toggle("Hide which is which", key="blind", bind="query-params")
         datasets_row.moved(lambda step: _id(view, shown.beside(place, step)))
         st.button("List", icon=":material/list:", shortcut="Esc", on_click=datasets_row.turn, args=(None,), key="list")
-    (content,) = reading.texts(str(path), when, (place,))
     where = acts.Place(split, row, rows.content_hash(content))
     numbers = {name: float(values[place]) for name, values in measures.items()}
     datasets_row.show(datasets_row.At(store, of, content, where, reviewer, numbers, reviews.get(where, {})), blind)
+
+
+def _counted(fitting: int, count: int) -> str:
+    return f"**{fitting:,}** of {count:,} rows fit" if fitting < count else f"**{count:,}** rows"
 
 
 def _id(view: rows.Overview, place: int | None) -> str | None:
@@ -168,7 +174,7 @@ def _table(
     spot = st.container()
     number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
     places = tuple(int(each) for each in shown.fitting[(number - 1) * PAGE : number * PAGE])
-    table = _page(reading.texts(str(path), when, places), places, view, measures, split, reviews, reviewer)
+    table = _page(reading.texts(str(path), when, places), places, view, measures, split, reviews, reviewer, shown.by)
     ids = list(table.pop("row"))
     spot.dataframe(
         table,
@@ -177,7 +183,7 @@ def _table(
         key=f"table_{of.key}",
         on_select=lambda: _open(f"table_{of.key}", ids),
         selection_mode="single-row",
-        column_config={name: st.column_config.NumberColumn(named(name), format="%.4g") for name in measures},
+        column_config=_WIDTHS | {name: st.column_config.NumberColumn(named(name), format="%.4g") for name in measures},
         height=35 * (len(table) + 1) + 3,
     )
 
@@ -196,6 +202,7 @@ def _page(
     split: str,
     reviews: acts.Reviews,
     reviewer: str,
+    by: tuple[str, ...],
 ) -> pd.DataFrame:
     ids = [_id(view, place) for place in places]
     columns: dict[str, list[Any]] = {"row": ids}
@@ -206,15 +213,15 @@ def _page(
     ]
     if any(of_row):
         if reviewer:
-            columns["mine"] = [each[reviewer].vote if reviewer in each else None for each in of_row]
+            columns["mine"] = [(each[reviewer].vote or "") if reviewer in each else "" for each in of_row]
         columns["votes"] = [reading.counted(acts.votes(each)) for each in of_row]
         columns["flags"] = ["⚑" if any(review.flag for review in each.values()) else "" for each in of_row]
+    columns |= {name: [float(measures[name][place]) for place in places] for name in by}
     columns["prompt"] = [_begin(each["prompt"]) for each in texts]
     for name in ("response",) if "response" in texts[0] else ("chosen", "rejected"):
         if any(each.get(name) for each in texts):
             columns[name] = [_begin(each.get(name)) for each in texts]
-    for name, values in measures.items():
-        columns[name] = [float(values[place]) for place in places]
+    columns |= {name: [float(each[place]) for place in places] for name, each in measures.items() if name not in by}
     return pd.DataFrame(columns)
 
 
