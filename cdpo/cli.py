@@ -330,6 +330,40 @@ def reproduce(name: str, to: str, configs: str | None, store: str | None) -> Non
     sys.exit(run(project_of(configs, store), name, to))
 
 
+# -- review -------------------------------------------------------------------------------------------------------
+
+
+@cli.group()
+def review() -> None:
+    """What people voted on the viewer's page Datasets: write it to a file, or publish it."""
+
+
+@review.command("export")
+@click.argument("name", metavar="DATA")
+@click.option("--to", required=True, metavar="FILE", help="It ends in .jsonl or .parquet.")
+@click.option("--split", metavar="NAME", help="Of this split alone.")
+@click.option("--keep-flagged", is_flag=True, help="Rows that somebody flagged too.")
+@places
+def review_export(
+    name: str, to: str, split: str | None, keep_flagged: bool, configs: str | None, store: str | None
+) -> None:
+    """Write the rows of DATA (a dataset, a run, a step's key) that reviewers decided, as TRL's preference data."""
+    from cdpo.commands.review import write
+
+    write(project_of(configs, store), name, to, split, keep_flagged)
+
+
+@review.command("push")
+@click.argument("name", metavar="DATA")
+@click.option("--keep-flagged", is_flag=True, help="Rows that somebody flagged too.")
+@places
+def review_push(name: str, keep_flagged: bool, configs: str | None, store: str | None) -> None:
+    """Publish them as a dataset on the hub, with every vote and a card."""
+    from cdpo.commands.review import push
+
+    push(project_of(configs, store), name, keep_flagged)
+
+
 # -- upkeep -------------------------------------------------------------------------------------------------------
 
 
