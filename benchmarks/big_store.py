@@ -81,6 +81,7 @@ def _responses(draw: np.random.Generator, prompts: list[str]) -> pa.Table:
             "split": ["eval"] * len(prompts),
             "prompt_id": prompts,
             "sample": [0] * len(prompts),
+            "temperature": [1.0] * len(prompts),
             "prompt": asked,
             "chosen": [[{"role": "assistant", "content": text}] for text in reversed(said)],
             "response": said,

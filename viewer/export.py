@@ -122,9 +122,11 @@ def _curves(store: Store, refs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     labels = overview.short_labels([_line(name, members) for name, members in found.items()])
     for name, members in zip(labels, found.values(), strict=True):
         own = {every[run].seed: every[run] for ref in members if (run := side_by_side.label_of(ref)) in every}
-        if not own or shown == MOST_LINES:
+        if not own:
             continue
         shown += 1
+        if shown > MOST_LINES:
+            continue
         logs = {seed: curves.read_log(each.path) for seed, each in own.items()}
         for metric in DRAWN:
             seeds = {seed: log.metrics[metric] for seed, log in logs.items() if metric in log.metrics}
@@ -136,7 +138,7 @@ def _curves(store: Store, refs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for method, of in drawn.items()
         for metric, lines in of.items()
     ]
-    said = "" if shown < MOST_LINES else f" The first {MOST_LINES} configurations that have any."
+    said = f" The first {MOST_LINES} of {shown} configurations that have any." if shown > MOST_LINES else ""
     none = "" if figures else " None has been logged yet."
     return {
         "title": "Curves",

@@ -15,7 +15,7 @@ import click
 from cdpo.commands.preflight import preflight_lines, preflight_pages
 from cdpo.config.problems import suggest
 from cdpo.config.trackers import listed, refuse_untracked
-from cdpo.errors import UsageError
+from cdpo.errors import CdpoError, UsageError
 from cdpo.files import write_json
 from cdpo.pipeline import pipelines
 from cdpo.plan.graph import Plan, PlannedStep
@@ -122,6 +122,8 @@ def execute(
     if any(pipelines()[step.pipeline].online for step in plan.steps.values()):
         project.hub(say)
     outcome = make_engine(project.store, devices, make_display(display)).run(plan, keys=keys, fail_fast=fail_fast)
+    if outcome.done and not outcome.interrupted:
+        _work_out(project)
     if outcome.interrupted:
         asked = [f"--only {shlex.quote(only)}"] if only else []
         asked += [f"--runs {shlex.quote(each)}" for each in runs]
@@ -133,6 +135,16 @@ def execute(
         )
         say(f"{chosen}; `cdpo results` shows them")
     return outcome.exit_code
+
+
+def _work_out(project: Project) -> None:
+    """Read what is new of the results once, so that `cdpo results` and the viewer show them at once."""
+    from cdpo.report.collect import collect
+
+    try:
+        collect(project.store.root)
+    except (CdpoError, OSError) as error:  # all that was to be made is made; who looks at the results is told again
+        say(f"results cannot be read: {error}")
 
 
 def _smoke(project: Project, display: Any) -> int:

@@ -290,6 +290,7 @@ def _run_entry(run: RunScores, index: Index) -> dict[str, Any]:
         "seed": run.seed,
         **described(run),
         "state": run.state,
+        "training_seconds": run.training_seconds,
         "steps": run.steps,
         "judged": run.judged,
         "marks": run.marks,

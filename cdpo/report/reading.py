@@ -131,6 +131,8 @@ class RunScores:
     #: key of the policy that the run's method trained, and of the one that it was trained from; None for none
     policy: str | None = None
     started_from: str | None = None
+    #: that the training of its own method took; None where it has not trained
+    training_seconds: float | None = None
     #: equal for runs that differ in nothing but their seeds
     recipe: str = ""
     #: equal for runs that are generated from and scored in the same way
@@ -198,6 +200,8 @@ class Reader:
             before = steps[: steps.index(trained)]
             run.policy = trained.key
             run.started_from = next((step.key for step in reversed(before) if step.pipeline.gives == "policy"), None)
+        if trained is not None:
+            run.training_seconds = float(trained.manifest["seconds"])
         split, evaluation = EVAL, []
         for step in steps:
             if step.pipeline.gives == "responses":
@@ -355,7 +359,7 @@ class Reader:
             split: {name: float(column.values.mean()) for name, column in columns.items()}
             for split, columns in rows.items()
         }
-        names = ("pipeline", "name", "version", "params", "inputs", "seed", "summary")
+        names = ("pipeline", "name", "version", "params", "inputs", "seed", "seconds", "summary")
         about = {name: manifest.get(name) for name in names}
         sizes = {name: {"size": each["size"]} for name, each in manifest["outputs"].items()}
         return {**about, "outputs": sizes, "means": means}
