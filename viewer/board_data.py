@@ -34,6 +34,11 @@ def devices(root: str, now: Board) -> tuple[int, int | None, Left | None]:
     return executions(store), slots, time_left(store, now, slots)
 
 
+def is_busy(root: str) -> bool:
+    """Whether something is made, or an execution looks for what it can make."""
+    return bool(board(root).at_work() or executions(Store(Path(root))))
+
+
 def serving(root: str) -> list[dict[str, Any]]:
     """The services that run, as `cdpo status` lists them."""
     return services(Store(Path(root)))

@@ -57,6 +57,7 @@ def test_failures_are_told_with_cause_log_and_what_they_hold_up(matrix, open_app
     (cause,) = matrix.board().causes(matrix.board().rows)
     assert len(cause.steps) == 2
     assert len(cause.blocked) == 4
+    assert cause.asked
     assert sorted(cause.runs) == ["first/DPO_tiny_beta0", "first/DPO_tiny_beta1"]
     app = open_app(matrix.store.root, "board")
     page = shown(app)

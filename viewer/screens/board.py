@@ -10,7 +10,7 @@ from cdpo.store.names import short
 from cdpo.viewer import board_data, board_grid, choices, look, source
 
 #: seconds between two looks, while something runs and else
-LIVE, IDLE = 2.5, 20.0
+LIVE, IDLE = 2.5, 10.0
 #: runs on one page of the grid, and causes of failures that are shown
 PAGE, MOST_CAUSES = 50, 8
 #: characters of a cause
@@ -59,7 +59,7 @@ def in_words(running: int, living: int) -> str:
     """What is going on."""
     if running:
         return f"{count(running, 'step')} running"
-    return "An execution is there, and starts no step just now" if living else "Nothing is running"
+    return "An execution is alive, and between two steps" if living else "Nothing is running"
 
 
 def show_failure(cause: Cause, tags: tuple[str, ...]) -> None:
@@ -80,7 +80,10 @@ def show_failure(cause: Cause, tags: tuple[str, ...]) -> None:
                 f'<div class="cdpo-log">{look.as_text(chr(10).join(lines)) or "its log is empty"}</div>'
             )
         logs = "" if damaged else f"cdpo logs {short(last['key'])}   # all of its log\n"
-        st.code(f"{logs}cdpo execute   # goes on: makes what is missing, from what is saved", language="sh")
+        again = "cdpo execute   # goes on: makes what is missing, from what is saved" if cause.asked else ""
+        st.code((logs + again).rstrip(), language="sh")
+        if not cause.asked:
+            st.caption("No tasks file asks for these runs now, so that nothing makes them again.")
 
 
 def show() -> None:
@@ -92,9 +95,9 @@ def show() -> None:
         look.empty("No runs yet.", "This store has no plan and no runs. These make them:", "cdpo prep\ncdpo execute")
         return
     at_work = board.at_work()
-    if bool(at_work) != busy:
-        st.rerun()
     living, slots, left = board_data.devices(root, board)
+    if bool(at_work or living) != busy:
+        st.rerun()
     counts = board.counts(rows)
     st.html(board_grid.overview(counts.values(), in_words(len(at_work), living), left.text() if left else ""))
     if left and left.untimed:
@@ -135,5 +138,5 @@ def show() -> None:
             st.caption(f"{len(causes) - MOST_CAUSES} more causes; `cdpo status` lists every step that failed.")
 
 
-busy = bool(board_data.board(root).at_work())
+busy = board_data.is_busy(root)
 st.fragment(show, run_every=LIVE if busy else IDLE)()
