@@ -9,12 +9,13 @@ from collections.abc import Collection, Sequence
 from urllib.parse import quote, urlencode
 
 from cdpo.report.provenance import Node
+from cdpo.store.names import short
 from cdpo.viewer import board_grid, look
 
 #: pixels
-WIDTH, GAP, BETWEEN, HEAD, LINE, EDGE = 236, 22, 36, 42, 14, 8
+WIDTH, GAP, BETWEEN, HEAD, LINE, EDGE = 222, 18, 36, 42, 14, 8
 #: characters of a name on one line of a box
-LETTERS = 36
+LETTERS = 34
 #: colours of lines that stand out of light and of dark
 PLAIN, STRONG = "#8a8f98", "#3b82d6"
 
@@ -25,7 +26,9 @@ def drawn(nodes: Sequence[Node], query: Sequence[tuple[str, str]], chosen: str, 
     A box opens this page with `query` and its own step.
     """
     places, width = _places(nodes)
-    lines = {node.key: _wrapped(node.name) for node in nodes}
+    roles = {key: role for node in nodes for role, key in node.parents.items()}
+    # of one that is not here it is known what it was needed as
+    lines = {node.key: _wrapped(node.name or f"{roles.get(node.key, '')} {short(node.key)}") for node in nodes}
     heights: dict[int, int] = {}
     for key, (row, _) in places.items():
         heights[row] = max(heights.get(row, 0), HEAD + LINE * len(lines[key]))
