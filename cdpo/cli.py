@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -225,6 +226,35 @@ def compare(
     run(project_of(configs, store), names, tag, metric=metric, judge=judge, arena=arena, form=form)
 
 
+@cli.command()
+@click.option("--export", "folder", metavar="DIR", help="Write results, curves and a comparison as HTML files instead.")
+@click.option("-t", "--tag", help="Of --export: only runs of this tag.")
+@click.option("--compare", "compared", nargs=2, metavar="A B", help="Of --export: the two whose responses are shown.")
+@click.option("--hub", metavar="NAMESPACE", help="Show what that user or organization published on the Hub instead.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Default: 8501, or the next that is free.")
+@click.option("--address", help="Default: 127.0.0.1, which only this machine reaches.")
+@places
+def view(
+    folder: str | None,
+    tag: str | None,
+    compared: tuple[str, ...] | None,
+    hub: str | None,
+    port: int | None,
+    address: str | None,
+    configs: str | None,
+    store: str | None,
+) -> None:
+    """Look at runs, curves, responses and datasets in a browser."""
+    from cdpo.commands.view import export
+    from cdpo.commands.view import view as run
+
+    project = project_of(configs, store)
+    if folder is not None:
+        export(project, Path(folder), tag, compared or ())
+    else:
+        run(project, hub, port, address)
+
+
 @cli.command("judge-check")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
@@ -298,6 +328,40 @@ def reproduce(name: str, to: str, configs: str | None, store: str | None) -> Non
     from cdpo.commands.reproduce import reproduce as run
 
     sys.exit(run(project_of(configs, store), name, to))
+
+
+# -- review -------------------------------------------------------------------------------------------------------
+
+
+@cli.group()
+def review() -> None:
+    """What people voted on the viewer's page Datasets: write it to a file, or publish it."""
+
+
+@review.command("export")
+@click.argument("name", metavar="DATA")
+@click.option("--to", required=True, metavar="FILE", help="It ends in .jsonl or .parquet.")
+@click.option("--split", metavar="NAME", help="Of this split alone.")
+@click.option("--keep-flagged", is_flag=True, help="Rows that somebody flagged too.")
+@places
+def review_export(
+    name: str, to: str, split: str | None, keep_flagged: bool, configs: str | None, store: str | None
+) -> None:
+    """Write the rows of DATA (a dataset, a run, a step's key) that reviewers decided, as TRL's preference data."""
+    from cdpo.commands.review import write
+
+    write(project_of(configs, store), name, to, split, keep_flagged)
+
+
+@review.command("push")
+@click.argument("name", metavar="DATA")
+@click.option("--keep-flagged", is_flag=True, help="Rows that somebody flagged too.")
+@places
+def review_push(name: str, keep_flagged: bool, configs: str | None, store: str | None) -> None:
+    """Publish them as a dataset on the hub, with every vote and a card."""
+    from cdpo.commands.review import push
+
+    push(project_of(configs, store), name, keep_flagged)
 
 
 # -- upkeep -------------------------------------------------------------------------------------------------------

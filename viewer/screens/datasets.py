@@ -1,5 +1,234 @@
-"""Datasets."""
+"""Datasets: read the rows of any dataset or of a run's responses, vote on them, export what people decided."""
 
-from cdpo.viewer import look
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-look.head("Datasets", "")
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from cdpo.errors import CdpoError
+from cdpo.review import acts, rows
+from cdpo.review.sources import Source
+from cdpo.store import Store
+from cdpo.viewer import choices, datasets_filters, datasets_report, datasets_row, look, source
+from cdpo.viewer import datasets_data as reading
+from cdpo.viewer.datasets_filters import named
+
+PAGE = 25
+#: characters of a text in the table
+BEGINNING = 160
+_WIDTHS = {
+    "mine": st.column_config.TextColumn("my vote", width=90),
+    "votes": st.column_config.TextColumn(width=130),
+    "flags": st.column_config.TextColumn("flag", width=50),
+    **{name: st.column_config.TextColumn(width="medium") for name in rows.TEXTS},
+}
+ROWS, AGREEMENT, EXPORT = "Rows", "Agreement", "Export"
+
+
+def page() -> None:
+    look.head(
+        "Datasets", "What models learn from and what they answer: read it, vote on it, export what people decided."
+    )
+    store = source.shown()
+    if store is None:
+        return
+    root, tags = str(store.root), choices.tags()
+    known = reading.listed(root, tags)
+    if not known:
+        look.empty(
+            "No data yet.",
+            "Datasets appear here as soon as they are prepared, responses when a run has answered.",
+            "cdpo prep\ncdpo execute",
+        )
+        return
+    first, second, third, fourth = st.columns([3.4, 1.1, 1.5, 2.4], vertical_alignment="bottom")
+    label = first.selectbox("Data", list(known), key="data", bind="query-params", on_change=_start_anew)
+    splits = known[label].splits()
+    if not splits:
+        look.empty(
+            "Its files are gone.", f"{known[label].folder} holds no rows any more.", f"cdpo redo {known[label].key}"
+        )
+        return
+    split = second.selectbox("Split", list(splits), key="split", bind="query-params", on_change=_start_anew)
+    reviewer = _reviewer(third)
+    view = fourth.segmented_control(
+        "Show",
+        [ROWS, AGREEMENT, EXPORT],
+        default=ROWS,
+        required=True,
+        key="show",
+        bind="query-params",
+        label_visibility="collapsed",
+        width="stretch",
+    )
+    reviews = reading.reviews(store, known[label].key)
+    if view == AGREEMENT:
+        datasets_report.agreement(known[label], reviews, lambda of: _numbers(root, label, tags, splits[of]))
+    elif view == EXPORT:
+        datasets_report.exports(store, known[label], reviews, split)
+    else:
+        _rows(store, known[label], split, splits[split], reviewer, reviews, tags)
+
+
+def _start_anew() -> None:
+    """Another dataset: its rows have other names and other numbers."""
+    for key in list(st.session_state):
+        if str(key) in ("row", "page", "by", "order", "text", "only") or str(key).startswith("range_"):
+            del st.session_state[key]
+
+
+def _reviewer(column: Any) -> str:
+    given = column.text_input(
+        "Your name",
+        key="reviewer",
+        bind="query-params",
+        placeholder="to vote",
+        max_chars=200,
+        help="Votes are kept under it.",
+    )
+    try:
+        return acts.reviewer_name(given) if given else ""
+    except CdpoError:
+        return ""
+
+
+def _numbers(root: str, label: str, tags: tuple[str, ...], path: Path) -> tuple[rows.Overview, dict[str, np.ndarray]]:
+    when = reading.stamp(path)
+    view = reading.overview(str(path), when)
+    return view, {**reading.scored(root, label, tags, str(path), when), **view.measures}
+
+
+def _rows(
+    store: Store,
+    of: Source,
+    split: str,
+    path: Path,
+    reviewer: str,
+    reviews: acts.Reviews,
+    tags: tuple[str, ...],
+) -> None:
+    view, measures = _numbers(str(store.root), of.label, tags, path)
+    said = reading.by_row(reviews, split)
+    when = reading.stamp(path)
+    # before the widget of that name is there, on the first run, only the URL knows
+    asked = st.session_state.get("row", st.query_params.get("row"))
+    shown = datasets_filters.choose(str(path), when, measures, view, said, reviewer, opened=not asked)
+    bar = st.container(horizontal=True, vertical_alignment="bottom")
+    with bar:
+        st.markdown(_counted(len(shown.fitting), len(view)))
+        st.space("stretch")
+        row = st.text_input(
+            "Row",
+            key="row",
+            bind="query-params",
+            placeholder="go to a row by its id",
+            label_visibility="collapsed",
+            width=230,
+        )
+    place = rows.position(view, row) if row else None
+    if row and place is None:
+        st.warning("There is no row of that id in this split.", icon=":material/search_off:")
+    if place is None:
+        _table(of, path, when, shown, view, measures, split, reviews, reviewer)
+        return
+    (content,) = reading.texts(str(path), when, (place,))
+    with bar:
+        blind = False
+        if not rows.is_single(content):
+            blind = st.toggle("Hide which is which", key="blind", bind="query-params")
+        datasets_row.moved(lambda step: _id(view, shown.beside(place, step)))
+        st.button("List", icon=":material/list:", shortcut="Esc", on_click=datasets_row.turn, args=(None,), key="list")
+    where = acts.Place(split, row, rows.content_hash(content))
+    numbers = {name: float(values[place]) for name, values in measures.items()}
+    datasets_row.show(datasets_row.At(store, of, content, where, reviewer, numbers, reviews.get(where, {})), blind)
+
+
+def _counted(fitting: int, count: int) -> str:
+    return f"**{fitting:,}** of {count:,} rows fit" if fitting < count else f"**{count:,}** rows"
+
+
+def _id(view: rows.Overview, place: int | None) -> str | None:
+    return None if place is None else str(view.ids[place].as_py())
+
+
+def _table(
+    of: Source,
+    path: Path,
+    when: int,
+    shown: datasets_filters.Shown,
+    view: rows.Overview,
+    measures: Mapping[str, np.ndarray],
+    split: str,
+    reviews: acts.Reviews,
+    reviewer: str,
+) -> None:
+    if not len(shown.fitting):
+        look.empty("No row fits.", "Widen a range, clear the text, or drop a condition above.")
+        return
+    pages = -(-len(shown.fitting) // PAGE)
+    if st.session_state.get("page", 1) > pages:
+        st.session_state["page"] = 1
+    spot = st.container()
+    number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    places = tuple(int(each) for each in shown.fitting[(number - 1) * PAGE : number * PAGE])
+    table = _page(reading.texts(str(path), when, places), places, view, measures, split, reviews, reviewer, shown.by)
+    ids = list(table.pop("row"))
+    spot.dataframe(
+        table,
+        hide_index=True,
+        width="stretch",
+        key=f"table_{of.key}",
+        on_select=lambda: _open(f"table_{of.key}", ids),
+        selection_mode="single-row",
+        column_config=_WIDTHS | {name: st.column_config.NumberColumn(named(name), format="%.4g") for name in measures},
+        height=35 * (len(table) + 1) + 3,
+    )
+
+
+def _open(key: str, ids: list[str]) -> None:
+    chosen = st.session_state[key]["selection"]["rows"]
+    if chosen:
+        datasets_row.turn(ids[chosen[0]])
+
+
+def _page(
+    texts: list[dict[str, Any]],
+    places: tuple[int, ...],
+    view: rows.Overview,
+    measures: Mapping[str, np.ndarray],
+    split: str,
+    reviews: acts.Reviews,
+    reviewer: str,
+    by: tuple[str, ...],
+) -> pd.DataFrame:
+    ids = [_id(view, place) for place in places]
+    columns: dict[str, list[Any]] = {"row": ids}
+    # what is said of another text than the row has now says nothing of it
+    of_row = [
+        reviews.get(acts.Place(split, str(row), rows.content_hash(each)), {})
+        for row, each in zip(ids, texts, strict=True)
+    ]
+    if any(of_row):
+        if reviewer:
+            columns["mine"] = [(each[reviewer].vote or "") if reviewer in each else "" for each in of_row]
+        columns["votes"] = [reading.counted(acts.votes(each)) for each in of_row]
+        columns["flags"] = ["⚑" if any(review.flag for review in each.values()) else "" for each in of_row]
+    columns |= {name: [float(measures[name][place]) for place in places] for name in by}
+    columns["prompt"] = [_begin(each["prompt"]) for each in texts]
+    for name in ("response",) if "response" in texts[0] else ("chosen", "rejected"):
+        if any(each.get(name) for each in texts):
+            columns[name] = [_begin(each.get(name)) for each in texts]
+    columns |= {name: [float(each[place]) for place in places] for name, each in measures.items() if name not in by}
+    return pd.DataFrame(columns)
+
+
+def _begin(value: Any) -> str:
+    """The beginning of a text, or of the last message of several."""
+    text = value if isinstance(value, str) else value[-1]["content"] if value else ""
+    return text[:BEGINNING] + (" ..." if len(text) > BEGINNING else "")
+
+
+page()
