@@ -10,10 +10,16 @@ from cdpo.engine.watch import failure, tail
 from cdpo.report.board import Board, Known, read_board
 from cdpo.report.time_left import Left, executions, slots_of, time_left
 from cdpo.store import Store
-from cdpo.viewer import data
+from cdpo.viewer import choices, data, source
 
 #: seconds for which a look serves everybody who looks: less than between two looks of one of them
 FRESH = 1.0
+
+
+def kept() -> list[tuple[str, str]]:
+    """What every link of a page carries on from its address: the namespace of the Hub, and the chosen tags."""
+    namespace = st.query_params.get(source.HUB)
+    return [*([(source.HUB, namespace)] if namespace else []), *((choices.TAGS, tag) for tag in choices.tags())]
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)

@@ -133,6 +133,15 @@ def test_no_time_is_told_that_nobody_knows(matrix):
     assert not left.complete
 
 
+def test_a_figure_for_the_smaller_part_of_the_rest_is_not_told(matrix):
+    matrix.done("prep", "sft")
+    matrix.runs_now("dpo0", 50, seconds=30.0)
+    left = time_left(matrix.store, matrix.board(), 1)
+    # DPO can be told by the one that runs, GEN and EVALREWARD cannot
+    assert left.seconds is None
+    assert left.untimed == ["DPO", "EVALREWARD", "GEN"]
+
+
 def test_failed_and_blocked_steps_are_not_waited_for(matrix):
     matrix.done("prep", "sft", "dpo0", "gen0", "scored0", seconds=10.0)
     matrix.failed("dpo1", "no")

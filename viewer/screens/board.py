@@ -17,12 +17,14 @@ PAGE, MOST_CAUSES = 50, 8
 LONGEST = 2000
 SHOWN = {"all": "all runs", "unfinished": "unfinished", "running": "running", "failed": "failed"}
 
-root = str(source.wanted())
+store = source.shown()
+assert store is not None, "the frame shows no page without a store"
+root = str(store.root)
 look.head("Board", "Which steps of every run are done, which run now, and what failed. It refreshes by itself.")
 st.html(Path(board_grid.__file__).parent / "board.css")
 
 
-def kept(board: Board, row: Row, shown: str) -> bool:
+def fits(board: Board, row: Row, shown: str) -> bool:
     if shown == "unfinished":
         return any(board.steps[key]["state"] not in OVER for key in row.steps)
     if shown == "running":
@@ -52,7 +54,7 @@ def choose(board: Board, rows: list[Row]) -> list[Row]:
         placeholder="part of a run's name",
         label_visibility="collapsed",
     )
-    return [row for row in rows if kept(board, row, shown or "all") and part.strip().lower() in row.label.lower()]
+    return [row for row in rows if fits(board, row, shown or "all") and part.strip().lower() in row.label.lower()]
 
 
 def in_words(running: int, living: int) -> str:
@@ -62,7 +64,7 @@ def in_words(running: int, living: int) -> str:
     return "An execution is alive, and between two steps" if living else "Nothing is running"
 
 
-def show_failure(cause: Cause, tags: tuple[str, ...]) -> None:
+def show_failure(cause: Cause, kept: list[tuple[str, str]]) -> None:
     last = cause.steps[0]
     damaged = last["state"] == "damaged"
     with st.container(border=True):
@@ -71,7 +73,7 @@ def show_failure(cause: Cause, tags: tuple[str, ...]) -> None:
         st.html(
             f"<b>{what}</b>, for {count(len(cause.runs), 'run')}{held}"
             f'<div class="cdpo-cause">{look.as_text(cause.reason[:LONGEST])}</div>'
-            + board_grid.named(cause.steps, tags)
+            + board_grid.named(cause.steps, kept)
         )
         if not damaged:
             lines = board_data.last_lines(root, last)
@@ -87,10 +89,10 @@ def show_failure(cause: Cause, tags: tuple[str, ...]) -> None:
 
 
 def show() -> None:
-    board, tags = board_data.board(root), choices.tags()
+    board, kept = board_data.board(root), board_data.kept()
     for problem in board.problems:
         st.html(f'<div class="cdpo-cause">{look.as_text(problem)}</div>')
-    rows = board.under(tags)
+    rows = board.under(choices.tags())
     if not rows:
         look.empty("No runs yet.", "This store has no plan and no runs. These make them:", "cdpo prep\ncdpo execute")
         return
@@ -114,7 +116,7 @@ def show() -> None:
     if at_work or living:
         idle = f", {count(slots - len(at_work), 'place')} free" if slots and slots > len(at_work) else ""
         st.subheader(f"Devices{idle}", anchor=False)
-        st.html(board_grid.devices(board, tags))
+        st.html(board_grid.devices(board, kept))
     if serving := board_data.serving(root):
         st.subheader("Services", anchor=False)
         st.html(board_grid.services(serving))
@@ -127,13 +129,13 @@ def show() -> None:
         page = st.pagination(pages, key="board_page", bind="query-params") if pages > 1 else 1
         page = min(page, pages)
         stages = [stage for stage in board.stages if any(stage in row.stages for row in rows)]
-        st.html(board_grid.grid(board, stages, chosen[(page - 1) * PAGE : page * PAGE], rows, tags))
+        st.html(board_grid.grid(board, stages, chosen[(page - 1) * PAGE : page * PAGE], rows, kept))
         st.html(board_grid.legend({state for states in counts.values() for state in states}))
 
     if causes := board.causes(rows):
         st.subheader("What went wrong", anchor=False)
         for cause in causes[:MOST_CAUSES]:
-            show_failure(cause, tags)
+            show_failure(cause, kept)
         if len(causes) > MOST_CAUSES:
             st.caption(f"{len(causes) - MOST_CAUSES} more causes; `cdpo status` lists every step that failed.")
 

@@ -21,7 +21,9 @@ from cdpo.viewer import (
 #: runs of which the steps are drawn at once
 MOST_RUNS = 4
 
-root = str(source.wanted())
+store = source.shown()
+assert store is not None, "the frame shows no page without a store"
+root = str(store.root)
 
 
 def chosen_runs(board: Board) -> list[str]:
@@ -128,7 +130,7 @@ def show() -> None:
         show_figure(figure, len(chain))
     picture = st.container()
     chosen = choose_step(nodes, default)
-    query = [*(("tag", tag) for tag in choices.tags()), *(("runs", run) for run in st.session_state.get("runs", ()))]
+    query = [*board_data.kept(), *(("runs", run) for run in st.session_state.get("runs", ()))]
     query += [(name, value) for name in ("number", "about") if (value := st.session_state.get(name))]
     picture.html(provenance_graph.drawn(nodes, query, chosen.key, chain))
     provenance_step.show_step(chosen, steps)
