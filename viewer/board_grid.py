@@ -37,6 +37,8 @@ MEANINGS = {
 }
 #: states in the order of bars and of what is told of them: what is over at the left
 ORDER = ("done", "evicted", "running", "waiting", "missing", "blocked", "damaged", "failed")
+#: where a page tells of what failed
+WRONG = "what-went-wrong"
 #: steps that are named one by one
 MOST_NAMED = 6
 
@@ -67,11 +69,16 @@ def overview(counts: Iterable[Counter[str]], said: str, left: str) -> str:
     total: Counter[str] = sum(counts, Counter())
     steps = total.total()
     over = total["done"] + total["evicted"]
-    told = ", ".join(f"{total[state]} {MARKS[state]}" for state in ORDER[2:] if total[state])
+    told = ", ".join(_counted(state, total[state]) for state in ORDER[2:] if total[state])
     return (
         f'<div class="cdpo-over"><div><b>{look.as_text(said)}</b><span>{look.as_text(left)}</span></div>{bar(total)}'
         f"<div><span>{over} of {count(steps, 'step')} done{', ' if told else ''}{told}</span></div></div>"
     )
+
+
+def _counted(state: str, steps: int) -> str:
+    told = f"{steps} {MARKS[state]}"
+    return f'<a href="#{WRONG}">{told}</a>' if state in ("failed", "damaged") else told
 
 
 def bar(states: Counter[str]) -> str:

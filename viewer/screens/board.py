@@ -133,7 +133,7 @@ def show() -> None:
         st.html(board_grid.legend({state for states in counts.values() for state in states}))
 
     if causes := board.causes(rows):
-        st.subheader("What went wrong", anchor=False)
+        st.subheader("What went wrong", anchor=board_grid.WRONG)
         for cause in causes[:MOST_CAUSES]:
             show_failure(cause, kept)
         if len(causes) > MOST_CAUSES:
