@@ -1,7 +1,9 @@
 """From numbers to the steps that made them: on the stored playground, and on stores that are not whole."""
 
+import re
 import shutil
 from functools import partial
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -136,6 +138,24 @@ def test_a_damaged_manifest_is_told(matrix, open_app):
     for about in ("What was hashed", "Manifest", "Log", "Differences", "Make it again"):
         app = open_app(matrix.store.root, "provenance", step=short(matrix.key("sft")), about=about)
         assert "damaged" in shown(app)
+
+
+def test_the_drawing_has_every_step_every_need_and_every_letter(real):
+    from cdpo.viewer.provenance_graph import drawn
+
+    run = next(row for row in real.board.rows if row.name.startswith("DPR"))
+    nodes = real.behind(run.steps)
+    page = drawn(nodes, [("tag", "a&b")], run.steps[0], ())
+    assert boxes(page) == len(nodes)
+    picture = unquote(page.partition("data:image/svg+xml,")[2].partition('"')[0])
+    assert picture.count("<path ") == sum(len(set(node.parents.values())) for node in nodes)
+    names = re.findall(r"<small>(.*?)</small>", page)
+    assert sorted(name.replace("<br>", "") for name in names) == sorted(node.name for node in nodes)
+    assert "tag=a%26b" in page
+    # no box lies upon another
+    places = [tuple(map(int, found)) for found in re.findall(r"left:(\d+)px;top:(\d+)px;width:222px", page)]
+    assert len(set(places)) == len(nodes)
+    assert all(abs(a[0] - b[0]) >= 222 for a in places for b in places if a != b and a[1] == b[1])
 
 
 def test_a_failed_and_a_waiting_step(matrix, open_app):
