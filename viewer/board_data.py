@@ -10,10 +10,16 @@ from cdpo.engine.watch import failure, tail
 from cdpo.report.board import Board, Known, read_board
 from cdpo.report.time_left import Left, executions, slots_of, time_left
 from cdpo.store import Store
-from cdpo.viewer import data
+from cdpo.viewer import choices, data, source
 
 #: seconds for which a look serves everybody who looks: less than between two looks of one of them
 FRESH = 1.0
+
+
+def kept() -> list[tuple[str, str]]:
+    """What every link of a page carries on from its address: the namespace of the Hub, and the chosen tags."""
+    namespace = st.query_params.get(source.HUB)
+    return [*([(source.HUB, namespace)] if namespace else []), *((choices.TAGS, tag) for tag in choices.tags())]
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
@@ -32,6 +38,11 @@ def devices(root: str, now: Board) -> tuple[int, int | None, Left | None]:
     store = Store(Path(root))
     slots = slots_of(store)
     return executions(store), slots, time_left(store, now, slots)
+
+
+def is_busy(root: str) -> bool:
+    """Whether something is made, or an execution looks for what it can make."""
+    return bool(board(root).at_work() or executions(Store(Path(root))))
 
 
 def serving(root: str) -> list[dict[str, Any]]:

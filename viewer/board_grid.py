@@ -37,6 +37,8 @@ MEANINGS = {
 }
 #: states in the order of bars and of what is told of them: what is over at the left
 ORDER = ("done", "evicted", "running", "waiting", "missing", "blocked", "damaged", "failed")
+#: where a page tells of what failed
+WRONG = "what-went-wrong"
 #: steps that are named one by one
 MOST_NAMED = 6
 
@@ -46,10 +48,13 @@ def step_name(pipeline: str, key: str) -> str:
     return f"{pipeline} {short(key)}"
 
 
-def step_link(said: Mapping[str, Any], tags: Sequence[str], text: str, title: str = "") -> str:
-    """A link to the provenance of a step of which status says this; of a part of one to the whole. `text` is HTML."""
+def step_link(said: Mapping[str, Any], kept: Sequence[tuple[str, str]], text: str, title: str = "") -> str:
+    """A link to the provenance of a step of which status says this; of a part of one to the whole. `text` is HTML.
+
+    `kept` stands in every link: what of the address is not the page's own.
+    """
     name = step_name(said["pipeline"], said.get("of", said["key"]))
-    query = urlencode([("step", name), *(("tag", tag) for tag in tags)])
+    query = urlencode([("step", name), *kept])
     where = f'href="provenance?{look.as_text(query)}"'
     return f'<a {where} title="{look.as_text(title)}">{text}</a>'
 
@@ -64,11 +69,16 @@ def overview(counts: Iterable[Counter[str]], said: str, left: str) -> str:
     total: Counter[str] = sum(counts, Counter())
     steps = total.total()
     over = total["done"] + total["evicted"]
-    told = ", ".join(f"{total[state]} {MARKS[state]}" for state in ORDER[2:] if total[state])
+    told = ", ".join(_counted(state, total[state]) for state in ORDER[2:] if total[state])
     return (
         f'<div class="cdpo-over"><div><b>{look.as_text(said)}</b><span>{look.as_text(left)}</span></div>{bar(total)}'
         f"<div><span>{over} of {count(steps, 'step')} done{', ' if told else ''}{told}</span></div></div>"
     )
+
+
+def _counted(state: str, steps: int) -> str:
+    told = f"{steps} {MARKS[state]}"
+    return f'<a href="#{WRONG}">{told}</a>' if state in ("failed", "damaged") else told
 
 
 def bar(states: Counter[str]) -> str:
@@ -78,7 +88,9 @@ def bar(states: Counter[str]) -> str:
     return f'<div class="cdpo-bar" title="{told}">{pieces}</div>'
 
 
-def grid(board: Board, stages: Sequence[str], rows: Sequence[Row], all_rows: Sequence[Row], tags: Sequence[str]) -> str:
+def grid(
+    board: Board, stages: Sequence[str], rows: Sequence[Row], all_rows: Sequence[Row], kept: Sequence[tuple[str, str]]
+) -> str:
     """`rows` by stage; the counts in its head are over `all_rows`."""
     counts = board.counts(all_rows)
     of_runs = count(len(all_rows), "run") if len(rows) == len(all_rows) else f"{len(rows)} of {len(all_rows)} runs"
@@ -91,7 +103,7 @@ def grid(board: Board, stages: Sequence[str], rows: Sequence[Row], all_rows: Seq
         file = look.as_text(Path(tasks).name) if tasks else "in no tasks file now"
         heading = f"{look.as_text(tag)}<small>{file}</small>"
         body.append(f'<tr class="tag"><th colspan="{len(stages) + 1}">{heading}</th></tr>')
-        body.extend(_line(board, row, stages, tags) for row in several)
+        body.extend(_line(board, row, stages, kept) for row in several)
     return (
         f'<div class="cdpo-wide"><table class="cdpo-board"><thead><tr><th scope="col">{of_runs}</th>'
         f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
@@ -109,7 +121,7 @@ def legend(present: Iterable[str]) -> str:
     return f'<div class="cdpo-legend">{"".join(marks)}</div>'
 
 
-def devices(board: Board, tags: Sequence[str]) -> str:
+def devices(board: Board, kept: Sequence[tuple[str, str]]) -> str:
     """Who runs on what, since when, and how far that is."""
     now = time.time()
     lines = []
@@ -123,7 +135,7 @@ def devices(board: Board, tags: Sequence[str]) -> str:
         alone = "; goes on by itself, as the execution that started it has ended" if said.get("alone") else ""
         lines.append(
             f"<tr><th>{look.as_text(str(said.get('place') or 'starting'))}</th>"
-            f"<td>{step_link(said, tags, breakable(label_of(said)))}{alone}</td>"
+            f"<td>{step_link(said, kept, breakable(label_of(said)))}{alone}</td>"
             f'<td><div class="cdpo-far"><i style="width:{100 * (share or 0):.0f}%"></i></div></td>'
             f"<td>{look.as_text(far)}</td><td>{since}</td></tr>"
         )
@@ -140,9 +152,9 @@ def services(found: Sequence[dict[str, Any]]) -> str:
     return f'<div class="cdpo-wide"><table class="cdpo-devices">{lines}</table></div>'
 
 
-def named(steps: Sequence[dict[str, Any]], tags: Sequence[str]) -> str:
+def named(steps: Sequence[dict[str, Any]], kept: Sequence[tuple[str, str]]) -> str:
     """Steps by name, each a link; of many the first."""
-    links = (step_link(each, tags, breakable(label_of(each))) for each in steps[:MOST_NAMED])
+    links = (step_link(each, kept, breakable(label_of(each))) for each in steps[:MOST_NAMED])
     shown = "".join(f"<li>{link}</li>" for link in links)
     more = f"<li>and {len(steps) - MOST_NAMED} more</li>" if len(steps) > MOST_NAMED else ""
     return f'<ul class="cdpo-names">{shown}{more}</ul>'
@@ -152,13 +164,13 @@ def _over(states: Counter[str]) -> str:
     return f"{states['done'] + states['evicted']}/{states.total()}"
 
 
-def _line(board: Board, row: Row, stages: Sequence[str], tags: Sequence[str]) -> str:
-    query = look.as_text(urlencode([("runs", row.label), *(("tag", tag) for tag in tags)]))
-    cells = "".join(f"<td>{_mark(board, cell, tags)}</td>" for cell in (board.cell(row, stage) for stage in stages))
+def _line(board: Board, row: Row, stages: Sequence[str], kept: Sequence[tuple[str, str]]) -> str:
+    query = look.as_text(urlencode([("runs", row.label), *kept]))
+    cells = "".join(f"<td>{_mark(board, cell, kept)}</td>" for cell in (board.cell(row, stage) for stage in stages))
     return f'<tr><th scope="row"><a href="provenance?{query}">{breakable(row.name)}</a></th>{cells}</tr>'
 
 
-def _mark(board: Board, cell: Cell | None, tags: Sequence[str]) -> str:
+def _mark(board: Board, cell: Cell | None, kept: Sequence[tuple[str, str]]) -> str:
     if cell is None:
         return ""
     key = next(key for key in cell.keys if board.steps[key]["state"] == cell.state)
@@ -174,4 +186,4 @@ def _mark(board: Board, cell: Cell | None, tags: Sequence[str]) -> str:
     elif cell.state in ("failed", "blocked", "damaged"):
         title = f"{label_of(said)}: {said.get('error') or 'needs ' + said['by']}"[:400]
     fill = f' style="--share:{100 * cell.share:.0f}%"' if cell.share is not None else ""
-    return step_link(said, tags, f'<span class="cdpo-mark {cell.state}"{fill}>{text}</span>', title)
+    return step_link(said, kept, f'<span class="cdpo-mark {cell.state}"{fill}>{text}</span>', title)

@@ -9,12 +9,15 @@ from collections.abc import Collection, Sequence
 from urllib.parse import quote, urlencode
 
 from cdpo.report.provenance import Node
+from cdpo.store.names import short
 from cdpo.viewer import board_grid, look
 
 #: pixels
-WIDTH, GAP, BETWEEN, HEAD, LINE, EDGE = 236, 22, 36, 42, 14, 8
+WIDTH, GAP, BETWEEN, HEAD, LINE, EDGE = 222, 18, 36, 42, 14, 8
+#: how far a line that goes round boxes is drawn aside, and the room for that beside them
+AROUND, SIDE = 182, 34
 #: characters of a name on one line of a box
-LETTERS = 36
+LETTERS = 34
 #: colours of lines that stand out of light and of dark
 PLAIN, STRONG = "#8a8f98", "#3b82d6"
 
@@ -25,7 +28,9 @@ def drawn(nodes: Sequence[Node], query: Sequence[tuple[str, str]], chosen: str, 
     A box opens this page with `query` and its own step.
     """
     places, width = _places(nodes)
-    lines = {node.key: _wrapped(node.name) for node in nodes}
+    roles = {key: role for node in nodes for role, key in node.parents.items()}
+    # of one that is not here it is known what it was needed as
+    lines = {node.key: _wrapped(node.name or f"{roles.get(node.key, '')} {short(node.key)}") for node in nodes}
     heights: dict[int, int] = {}
     for key, (row, _) in places.items():
         heights[row] = max(heights.get(row, 0), HEAD + LINE * len(lines[key]))
@@ -34,7 +39,7 @@ def drawn(nodes: Sequence[Node], query: Sequence[tuple[str, str]], chosen: str, 
 
     def corner(key: str) -> tuple[float, float]:
         row, left = places[key]
-        return EDGE + left, tops[row]
+        return SIDE + left, tops[row]
 
     def height(key: str) -> int:
         return heights[places[key][0]]
@@ -43,15 +48,16 @@ def drawn(nodes: Sequence[Node], query: Sequence[tuple[str, str]], chosen: str, 
     for node in nodes:
         for parent in dict.fromkeys(node.parents.values()):
             strong = bool(chain) and node.key in chain and parent in chain
-            paths.append((strong, _path(corner(parent), corner(node.key), height(parent))))
+            span = places[node.key][0] - places[parent][0]
+            paths.append((strong, _path(corner(parent), corner(node.key), height(parent), span)))
     svg = "".join(_stroke(path, strong, bool(chain)) for strong, path in sorted(paths))
-    size = f'width="{width + 2 * EDGE:.0f}" height="{tall:.0f}"'
+    size = f'width="{width + 2 * SIDE:.0f}" height="{tall:.0f}"'
     picture = quote(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{svg}</svg>')
     boxes = "".join(
         _box(node, corner(node.key), height(node.key), lines[node.key], query, chosen, chain) for node in nodes
     )
     return (
-        f'<div class="cdpo-wide"><div class="cdpo-graph" style="width:{width + 2 * EDGE:.0f}px;height:{tall:.0f}px">'
+        f'<div class="cdpo-wide"><div class="cdpo-graph" style="width:{width + 2 * SIDE:.0f}px;height:{tall:.0f}px">'
         f'<img alt="" src="data:image/svg+xml,{picture}">{boxes}</div></div>'
     )
 
@@ -88,11 +94,15 @@ def _wrapped(name: str) -> list[str]:
     return [line.replace("\u200b ", "").replace("\u200b", "") for line in words]
 
 
-def _path(parent: tuple[float, float], child: tuple[float, float], height: float) -> str:
+def _path(parent: tuple[float, float], child: tuple[float, float], height: float, span: int) -> str:
+    """From the foot of a box to the head of one `span` rows below it."""
     x, y = parent[0] + WIDTH / 2, parent[1] + height
     to_x, to_y = child[0] + WIDTH / 2, child[1]
     bend = max(BETWEEN * 0.6, (to_y - y) / 2)
-    return f"M{x:.0f} {y:.0f}C{x:.0f} {y + bend:.0f} {to_x:.0f} {to_y - bend:.0f} {to_x:.0f} {to_y:.0f}"
+    # one past the boxes between two that stand below each other goes round them, to be seen
+    aside = 0 if span == 1 or abs(x - to_x) > WIDTH / 2 else AROUND if span % 2 else -AROUND
+    first, second = f"{x + aside:.0f} {y + bend:.0f}", f"{to_x + aside:.0f} {to_y - bend:.0f}"
+    return f"M{x:.0f} {y:.0f}C{first} {second} {to_x:.0f} {to_y:.0f}"
 
 
 def _stroke(path: str, strong: bool, any_strong: bool) -> str:

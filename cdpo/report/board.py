@@ -65,6 +65,8 @@ class Cause:
     runs: list[str]
     #: keys of the steps that cannot be made before
     blocked: list[str]
+    #: whether a tasks file asks for them still, so that an execution makes them again
+    asked: bool
 
 
 @dataclass
@@ -136,10 +138,10 @@ class Board:
 
     def causes(self, rows: Iterable[Row]) -> list[Cause]:
         """Why steps of these runs failed, or are damaged: what failed most often first."""
-        needing: dict[str, list[str]] = {}
+        needing: dict[str, list[Row]] = {}
         for row in rows:
             for key in row.steps:
-                needing.setdefault(key, []).append(row.label)
+                needing.setdefault(key, []).append(row)
         blocked: dict[str, list[str]] = {}
         found: dict[str, list[dict[str, Any]]] = {}
         for key in needing:
@@ -149,18 +151,13 @@ class Board:
             for each in (*self.parts.get(key, ()), said):
                 if each["state"] in ("failed", "damaged"):
                     found.setdefault(each["error"], []).append(each)
-        return sorted(
-            (
-                Cause(
-                    reason,
-                    steps[::-1],
-                    list(dict.fromkeys(run for said in steps for run in needing.get(said.get("of", said["key"]), ()))),
-                    [key for said in steps for key in blocked.get(label_of(said), ())],
-                )
-                for reason, steps in found.items()
-            ),
-            key=lambda cause: -len(cause.steps),
-        )
+        causes = []
+        for reason, steps in found.items():
+            runs = [row for said in steps for row in needing[said.get("of", said["key"])]]
+            held = [key for said in steps for key in blocked.get(label_of(said), ())]
+            labels = list(dict.fromkeys(row.label for row in runs))
+            causes.append(Cause(reason, steps[::-1], labels, held, any(row.tasks for row in runs)))
+        return sorted(causes, key=lambda cause: -len(cause.steps))
 
 
 def label_of(said: Mapping[str, Any]) -> str:

@@ -254,11 +254,23 @@ def log_of(node: Node) -> Path | None:
 
 def last_lines(log: Path, most: int) -> tuple[list[str], bool]:
     """The last lines of a log, and whether these are all. However long it is, little of it is read."""
-    with open(log, "rb") as stream:
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - END))
-        lines = stream.read().decode(errors="replace").splitlines()
+    try:
+        with open(log, "rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - END))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        # the step was finished, or begun again, at this very moment
+        return [], True
     return lines[-most:], size <= END and len(lines) <= most
+
+
+def read_log(log: Path) -> bytes:
+    """All of a log; empty where its step was finished, or begun again, since it was named."""
+    try:
+        return log.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def members(label: str, labels: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from cdpo.files import write_json
 from cdpo.report.board import Known, read_board
 from cdpo.report.time_left import executions, slots_of, time_left
 from cdpo.store import Store
+from cdpo.store.services import Room
 from tests.results.made import finish, key, record
 from tests.viewer.matrix import GONE, Matrix, opened, shown
 
@@ -57,6 +58,7 @@ def test_failures_are_told_with_cause_log_and_what_they_hold_up(matrix, open_app
     (cause,) = matrix.board().causes(matrix.board().rows)
     assert len(cause.steps) == 2
     assert len(cause.blocked) == 4
+    assert cause.asked
     assert sorted(cause.runs) == ["first/DPO_tiny_beta0", "first/DPO_tiny_beta1"]
     app = open_app(matrix.store.root, "board")
     page = shown(app)
@@ -101,6 +103,51 @@ def test_devices_say_who_and_how_far(matrix, open_app):
     assert "goes on by itself" in page
 
 
+def test_a_step_in_parts_runs_with_its_parts(matrix, open_app):
+    matrix.done("prep", "sft", "dpo0")
+    locks = []
+    for at in range(2):
+        part = key("part", at)
+        work = matrix.store.work(part)
+        work.mkdir(parents=True)
+        shard = {"of": matrix.key("gen0"), "index": at, "count": 4}
+        told = {
+            "key": part,
+            "pipeline": "GEN",
+            "name": f"DPO_tiny_first_beta0_{at + 1}of4",
+            "shard": shard,
+            "device": {},
+        }
+        write_json(work / "step.json", told)
+        locks.append(matrix.store.lock(part))
+    assert matrix.state("gen0") == "running"
+    assert [said["key"] for said in matrix.board().at_work()] == [key("part", 0), key("part", 1)]
+    page = shown(open_app(matrix.store.root, "board"))
+    assert "2 steps running" in page
+    assert f"step=GEN+{matrix.key('gen0')[:12]}" in page
+    # one part fails, and the other ends
+    for lock in locks:
+        lock.release()
+    write_json(matrix.store.work(key("part", 0)) / "failure.json", {"reason": "no memory", "exit": 1, "attempt": 1})
+    board = matrix.board()
+    assert matrix.state("gen0") == "blocked"
+    (cause,) = board.causes(board.rows)
+    assert cause.runs == ["first/DPO_tiny_beta0"]
+    assert matrix.key("gen0") in cause.blocked
+
+
+def test_services_are_listed(matrix, open_app):
+    room = Room(matrix.store.root / "services" / "judge-1")
+    keeper = room.lock()
+    told = {"label": "judge <7B>", "state": "ready", "text": "answers on port 8000", "restarts": 0, "server": 1}
+    write_json(room.folder / "state.json", told)
+    page = shown(open_app(matrix.store.root, "board"))
+    assert "judge &lt;7B&gt;" in page
+    assert "for nobody now" in page
+    keeper.release()
+    assert "judge" not in shown(open_app(matrix.store.root, "board"))
+
+
 def test_time_left(matrix):
     assert time_left(matrix.store, matrix.board(), 2) is None
     matrix.done("prep", "sft", "dpo0", "gen0", "scored0", seconds=20.0)
@@ -130,6 +177,15 @@ def test_no_time_is_told_that_nobody_knows(matrix):
     left = time_left(matrix.store, matrix.board(), 2)
     assert left.seconds is None
     assert not left.complete
+
+
+def test_a_figure_for_the_smaller_part_of_the_rest_is_not_told(matrix):
+    matrix.done("prep", "sft")
+    matrix.runs_now("dpo0", 50, seconds=30.0)
+    left = time_left(matrix.store, matrix.board(), 1)
+    # DPO can be told by the one that runs, GEN and EVALREWARD cannot
+    assert left.seconds is None
+    assert left.untimed == ["DPO", "EVALREWARD", "GEN"]
 
 
 def test_failed_and_blocked_steps_are_not_waited_for(matrix):
