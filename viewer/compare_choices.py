@@ -31,7 +31,7 @@ def choose(store: Store, known: Known) -> tuple[str, ...] | None:
         "More beside them", labels, key="more", bind="query-params", placeholder="none", max_selections=MOST_MORE
     )
     for name in gone:
-        told = f"There is no run {responses.escaped(name)} here, or not under the chosen tags."
+        told = f"There is no run “{responses.escaped(name)}” here, or not under the chosen tags."
         st.warning(told, icon=":material/search_off:")
     if a is None or b is None:
         st.info("Choose two runs, or two configurations over their seeds.", icon=":material/compare_arrows:")

@@ -11,7 +11,7 @@ from cdpo.report.overview import words
 from cdpo.report.select import lower_is_better
 from cdpo.report.side_by_side import NEUTRAL, SIDE_BY_SIDE
 from cdpo.report.tables import number
-from cdpo.viewer import look, responses
+from cdpo.viewer import charts, look, responses
 from cdpo.viewer.compare_choices import COLOURS
 
 #: more points than these are drawn as a density
@@ -45,7 +45,8 @@ def choose_metric(compared: dict[str, dict[str, Any]]) -> str:
 def headline(metric: str, value: dict[str, Any]) -> None:
     """The verdict in words, and on how many prompts who has the higher value."""
     what = f"of {in_words(metric)}" if metric.startswith(SIDE_BY_SIDE) else in_words(metric)
-    st.subheader(responses.escaped(side_by_side.in_words(metric, value, what)), anchor=False)
+    told = responses.escaped(side_by_side.in_words(metric, value, what))
+    st.subheader(told.replace("95 %", "95\N{NO-BREAK SPACE}%"), anchor=False)
     b, a = (value["losses"], value["wins"]) if lower_is_better(metric) else (value["wins"], value["losses"])
     ties = value["ties"]
     st.html(bar([("A", a), ("tie", ties), ("B", b)]))
@@ -146,7 +147,7 @@ def scatter(table: pd.DataFrame, metric: str, beginnings: dict[str, str]) -> Non
     many = len(both) > MOST_POINTS
     if many:
         x, y = x.bin(maxbins=50), y.bin(maxbins=50)
-        colour = alt.Color("count():Q", scale=alt.Scale(scheme="blues", type="log"), title="prompts")
+        colour = alt.Color("count():Q", scale=alt.Scale(scheme=charts.SEQUENTIAL, type="log"), title="prompts")
         points = alt.Chart(both[["a", "b"]]).mark_rect().encode(x=x, y=y, color=colour, tooltip=["count():Q"])
     else:
         both = both.assign(
