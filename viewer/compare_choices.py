@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from cdpo.report import side_by_side
+from cdpo.report.overview import greek
 from cdpo.store import Store
 from cdpo.viewer import responses
 
@@ -30,7 +31,7 @@ def choose(store: Store, known: Known) -> tuple[str, ...] | None:
         "More beside them", labels, key="more", bind="query-params", placeholder="none", max_selections=MOST_MORE
     )
     for name in gone:
-        told = f"There is no run {responses.escaped(name)} here, or not under the chosen tags."
+        told = f"There is no run “{responses.escaped(name)}” here, or not under the chosen tags."
         st.warning(told, icon=":material/search_off:")
     if a is None or b is None:
         st.info("Choose two runs, or two configurations over their seeds.", icon=":material/compare_arrows:")
@@ -64,7 +65,9 @@ def describe(a: str, b: str, known: Known) -> None:
     """Both in full, with what differs between them."""
     differ, same = side_by_side.what_differs(known[a], known[b])
     rows = [("", chip("A", a), chip("B", b))]
-    rows += [(html.escape(name), _value(ours), _value(theirs)) for name, ours, theirs in differ]
+    # what one method does not know has no default there
+    unset = "default" if known[a][0]["method"] == known[b][0]["method"] else "–"
+    rows += [(html.escape(greek(name)), _value(ours, unset), _value(theirs, unset)) for name, ours, theirs in differ]
     cells = "".join(
         f'<div style="opacity: 0.65">{name}</div><div>{ours}</div><div>{theirs}</div>' for name, ours, theirs in rows
     )
@@ -83,5 +86,5 @@ def chip(letter: str, label: str = "") -> str:
     return f"{mark} {html.escape(label)}".strip()
 
 
-def _value(value: str) -> str:
-    return html.escape(value) if value else '<span style="opacity: 0.5">default</span>'
+def _value(value: str, unset: str) -> str:
+    return html.escape(value) if value else f'<span style="opacity: 0.5">{unset}</span>'

@@ -29,6 +29,14 @@ def beside(root: str, labels: tuple[str, ...], _known: dict[str, list[dict[str, 
     return side_by_side.read(_store(root), {label: _known[label] for label in labels})
 
 
+@st.cache_resource(ttl=data.FRESH, max_entries=4, show_spinner="Comparing two runs ...")
+def differences(
+    root: str, labels: tuple[str, ...], _beside: Beside
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """`cdpo.report.side_by_side.differences` of the first two of `labels`."""
+    return side_by_side.differences(_beside, *_beside.groups[:2])
+
+
 @st.cache_resource(ttl=60, max_entries=4, show_spinner="Comparing prompt by prompt ...")
 def prompts(root: str, steps: tuple[str, ...], metric: str | None, _beside: Beside, _seed: int) -> pd.DataFrame:
     """`cdpo.report.by_prompt.by_prompt` of the first two groups; `steps` name all that is read."""

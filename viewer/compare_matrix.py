@@ -1,5 +1,6 @@
 """All configurations with all others, by a metric or by a judge: a heat-map, and what is resolved in all of it."""
 
+import html
 from typing import Any
 
 import altair as alt
@@ -8,6 +9,7 @@ import streamlit as st
 
 from cdpo.report.collect import REFERENCE, Group
 from cdpo.report.side_by_side import SIDE_BY_SIDE, label_of, signed
+from cdpo.report.tables import number
 from cdpo.store import Store
 from cdpo.viewer import compare_data, compare_summary, look, responses
 from cdpo.viewer.compare_choices import COLOURS, Known
@@ -101,8 +103,10 @@ def _heat_map(made: dict[str, Any], by: str) -> None:
     numbers = list(range(1, size + 1))
     told = ("row is", "column is", "row minus column", "95 %", "p, corrected", "prompts")
     base = alt.Chart(frame).encode(
-        x=alt.X("column:O", scale=alt.Scale(domain=numbers), axis=alt.Axis(orient="top", labelAngle=0), title="than"),
-        y=alt.Y("row:O", scale=alt.Scale(domain=numbers), title="better or worse: number"),
+        x=alt.X(
+            "column:O", scale=alt.Scale(domain=numbers), axis=alt.Axis(orient="top", labelAngle=0), title="against no."
+        ),
+        y=alt.Y("row:O", scale=alt.Scale(domain=numbers), title="no."),
         tooltip=[alt.Tooltip(f"{name}:N") for name in told],
     )
     scale = alt.Scale(domain=[-1, 0, 1], range=[COLOURS["B"], COLOURS["tie"], COLOURS["A"]])
@@ -110,7 +114,7 @@ def _heat_map(made: dict[str, Any], by: str) -> None:
         color=alt.Color("shade:O", scale=scale, legend=None),
         opacity=alt.condition("datum.shade != 0", alt.value(0.85), alt.value(0.15)),
     )
-    words = base.mark_text(fontSize=12).encode(
+    words = base.mark_text(fontSize=12, fontWeight=600).encode(
         text="text:N", color=alt.condition("datum.shade != 0", alt.value("white"), alt.value(COLOURS["tie"]))
     )
     st.altair_chart(
@@ -131,18 +135,23 @@ def _heat_map(made: dict[str, Any], by: str) -> None:
 
 
 def _table(made: dict[str, Any]) -> None:
+    """Who is behind each number; long names are wrapped, so that no two look the same."""
+    head = ("no.", "configuration", "seeds", "share won" if "judge" in made else "mean", "Elo", "n")
     rows = [
-        {
-            "number": run["number"],
-            "configuration": run["label"],
-            "seeds": ", ".join(map(str, run["seeds"])),
-            "share won" if "judge" in made else "mean": run["mean"],
-            "Elo": run["elo"],
-            "n": run["n"],
-        }
+        (
+            str(run["number"]),
+            run["label"],
+            ", ".join(map(str, run["seeds"])),
+            number(run["mean"]),
+            f"{run['elo']:.0f}",
+            f"{run['n']:,}",
+        )
         for run in made["runs"]
     ]
-    shapes = {name: st.column_config.NumberColumn(format="%.3f") for name in ("mean", "share won")}
-    shapes["Elo"] = st.column_config.NumberColumn(format="%.0f", help="of wins by prompt, over a mean of zero")
-    shapes["number"] = st.column_config.NumberColumn("no.", width=40)
-    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=shapes, height="content")
+    cells = "".join(f'<div style="opacity: 0.65">{name}</div>' for name in head)
+    cells += "".join(f"<div>{html.escape(cell)}</div>" for row in rows for cell in row)
+    st.html(
+        '<div style="display: grid; grid-template-columns: max-content 1fr repeat(4, max-content); '
+        f'gap: 0.25rem 1.2rem; overflow-wrap: anywhere; font-size: 0.92rem">{cells}</div>'
+    )
+    st.caption("Elo is of wins by prompt, over a mean of zero.")

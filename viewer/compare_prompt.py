@@ -14,6 +14,8 @@ from cdpo.viewer import responses
 from cdpo.viewer.compare_choices import chip
 
 LETTERS = "ABCDE"
+#: a judge's reason that is taller scrolls
+REASON = "10rem"
 
 
 def show(store: Store, runs: list[RunScores], labels: tuple[str, ...], matches: list[Match], prompt_id: str) -> None:
@@ -31,7 +33,7 @@ def show(store: Store, runs: list[RunScores], labels: tuple[str, ...], matches: 
     pieces = _marks(answers) if marked else [None] * len(runs)
     for at, column in enumerate(st.columns(len(runs), border=True)):
         with column:
-            st.html(chip(LETTERS[at], labels[at]))
+            st.html(f'<div style="overflow-wrap: anywhere">{chip(LETTERS[at], labels[at])}</div>')
             answer = answers[at]
             if answer is None:
                 st.caption("did not answer this prompt")
@@ -139,17 +141,21 @@ def _verdicts(judge: str, rows: list[dict[str, Any]], names: dict[str, str], of:
     said = [_said(row, names) for row in rows]
     if len({who for who in said if who}) > 1:
         st.caption(":orange[not the same in both orders]")
-    for row, who in zip(rows, said, strict=True):
-        place = "" if row["order"] is None else f"{names['second' if row['order'] == 1 else 'first']} first: "
-        title = f"{place}{who or 'no verdict'}{_ratings(row)}"
+    places = st.columns(len(rows)) if of and rows else [st.container() for _ in rows]
+    for row, who, place in zip(rows, said, places, strict=True):
+        order = "" if row["order"] is None else f"{names['second' if row['order'] == 1 else 'first']} first: "
+        title = f"{order}{who or 'no verdict'}{_ratings(row)}"
         reason = row["answer"] or row["why"]
-        if not reason:
-            st.caption(responses.escaped(title + ("" if row["verdict"] else ", nobody was asked")))
-            continue
-        with st.expander(responses.escaped(title)):
+        with place:
+            if not reason:
+                st.caption(
+                    responses.escaped(f"{title}; the judge was not asked about two equal texts" if who else title)
+                )
+                continue
+            st.html(f'<b style="font-size: 0.92rem">{html.escape(title)}</b>')
             if row["why"] and row["answer"]:
                 st.caption(responses.escaped(responses.label(row["why"], 300)))
-            responses.show_text(reason, key=f"why {judge} {of} {row['order']} {row['sample']}")
+            responses.show_text(reason, key=f"why {judge} {of} {row['order']} {row['sample']} {names}", tallest=REASON)
 
 
 def _said(row: dict[str, Any], names: dict[str, str]) -> str | None:

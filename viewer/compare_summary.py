@@ -7,29 +7,16 @@ import pandas as pd
 import streamlit as st
 
 from cdpo.report import side_by_side
+from cdpo.report.overview import words
 from cdpo.report.select import lower_is_better
 from cdpo.report.side_by_side import NEUTRAL, SIDE_BY_SIDE
 from cdpo.report.tables import number
-from cdpo.viewer import look, responses
+from cdpo.viewer import charts, look, responses
 from cdpo.viewer.compare_choices import COLOURS
 
 #: more points than these are drawn as a density
 MOST_POINTS = 2000
 
-#: what metrics are called in words; others keep their name
-WORDS = {
-    "reward/mean": "reward",
-    "gold/mean": "gold reward",
-    "winrate/chosen": "wins by reward over the chosen",
-    "gold/winrate/chosen": "wins by gold reward over the chosen",
-    "judge/winrate/chosen": "wins over the chosen, by the judge",
-    "judge/margin/chosen": "the judge's rating above the chosen",
-    "judge/rating": "the judge's rating",
-    "judge/lc_winrate/chosen": "wins over the chosen at equal lengths, by the judge",
-    "loss": "validation loss",
-    "rewards/accuracies": "implicit reward accuracy",
-    "rewards/margins": "implicit reward margin",
-}
 #: those that are asked first: what is nearest to the question who is better
 FIRST = ("gold/mean", "reward/mean")
 OF_TRAINING = ("loss", "rewards/accuracies", "rewards/margins", *NEUTRAL)
@@ -38,8 +25,8 @@ OF_TRAINING = ("loss", "rewards/accuracies", "rewards/margins", *NEUTRAL)
 def in_words(metric: str) -> str:
     """What a metric is called on the page."""
     if metric.startswith(SIDE_BY_SIDE):
-        return f"share of prompts won, by {metric}"
-    return WORDS.get(metric, metric)
+        return f"prompts won, by {metric}"
+    return words(metric)
 
 
 def in_order(compared: dict[str, dict[str, Any]]) -> list[str]:
@@ -57,8 +44,9 @@ def choose_metric(compared: dict[str, dict[str, Any]]) -> str:
 
 def headline(metric: str, value: dict[str, Any]) -> None:
     """The verdict in words, and on how many prompts who has the higher value."""
-    what = in_words(metric)
-    st.subheader(responses.escaped(side_by_side.in_words(metric, value, what)), anchor=False)
+    what = f"of {in_words(metric)}" if metric.startswith(SIDE_BY_SIDE) else in_words(metric)
+    told = responses.escaped(side_by_side.in_words(metric, value, what))
+    st.subheader(told.replace("95 %", "95\N{NO-BREAK SPACE}%"), anchor=False)
     b, a = (value["losses"], value["wins"]) if lower_is_better(metric) else (value["wins"], value["losses"])
     ties = value["ties"]
     st.html(bar([("A", a), ("tie", ties), ("B", b)]))
@@ -144,7 +132,7 @@ def every_metric(compared: dict[str, dict[str, Any]], not_compared: dict[str, st
         st.caption(responses.escaped(f"{in_words(name)} is not compared: {why}."))
 
 
-def scatter(table: pd.DataFrame, metric: str, words: dict[str, str]) -> None:
+def scatter(table: pd.DataFrame, metric: str, beginnings: dict[str, str]) -> None:
     """A's score against B's, prompt by prompt; beyond the diagonal B is higher."""
     both = table[["a", "b", "ahead"]].dropna()
     if both.empty:
@@ -159,12 +147,12 @@ def scatter(table: pd.DataFrame, metric: str, words: dict[str, str]) -> None:
     many = len(both) > MOST_POINTS
     if many:
         x, y = x.bin(maxbins=50), y.bin(maxbins=50)
-        colour = alt.Color("count():Q", scale=alt.Scale(scheme="blues", type="log"), title="prompts")
+        colour = alt.Color("count():Q", scale=alt.Scale(scheme=charts.SEQUENTIAL, type="log"), title="prompts")
         points = alt.Chart(both[["a", "b"]]).mark_rect().encode(x=x, y=y, color=colour, tooltip=["count():Q"])
     else:
         both = both.assign(
             wins=both["ahead"].map(lambda ahead: "tie" if abs(ahead) <= 1e-6 else "B" if ahead > 0 else "A"),
-            prompt=[responses.label(words.get(each, each), 60) for each in both.index],
+            prompt=[responses.label(beginnings.get(each, each), 60) for each in both.index],
         )
         colour = alt.Color("wins:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), legend=None)
         tip = [

@@ -17,11 +17,14 @@ _MARKDOWN = re.compile(r"([\\\\`*_{}\[\]()#+\-.!$~<>|:&])")
 Piece = tuple[str, str]
 
 
-def show_text(text: str | None, *, key: str, pieces: list[Piece] | None = None, over: str = "") -> None:
+def show_text(
+    text: str | None, *, key: str, pieces: list[Piece] | None = None, over: str = "", tallest: str = TALLEST
+) -> None:
     """Show `text` as it is: nothing in it is markup, and control characters are visible.
 
     `pieces` show it with marks instead, where they do not reach beyond what is shown. `key` names the text on the page,
-    for its download where it is too long; `over` stands above it, small. None is no text at all.
+    for its download where it is too long; `over` stands above it, small; what is taller than
+    `tallest` (as in CSS) scrolls. None is no text at all.
     """
     head = f'<div style="opacity: 0.65; font-size: 0.85rem">{html.escape(label(over))}</div>' if over else ""
     if text is None or not text.strip():
@@ -32,7 +35,7 @@ def show_text(text: str | None, *, key: str, pieces: list[Piece] | None = None, 
         pieces = None
     inner = marked(pieces) if pieces is not None else look.as_text(text[:MOST_SHOWN])
     # dir="auto": each text runs as its own letters do, whatever stands beside it
-    st.html(f'{head}<div class="cdpo-text" dir="auto" style="max-height: {TALLEST}; overflow-y: auto">{inner}</div>')
+    st.html(f'{head}<div class="cdpo-text" dir="auto" style="max-height: {tallest}; overflow-y: auto">{inner}</div>')
     if len(text) > MOST_SHOWN:
         st.caption(f"the first {MOST_SHOWN:,} of {len(text):,} characters")
         st.download_button(

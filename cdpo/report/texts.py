@@ -1,5 +1,6 @@
 """Reads the texts of runs: all that belongs to one prompt; of all prompts, only their beginnings, or what is asked."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,10 @@ from cdpo.score.scores import FILE, SAMPLES, column_name
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
-
 #: of a response, without its tokens and their probabilities
 RESPONSE = ("prompt", "chosen", "sample", "temperature", "response", "response_tokens", "finish_reason", "split")
+#: rows that are looked through at once
+PART = 1024
 #: characters of a prompt that stand for it in a list
 OPENING = 120
 
@@ -79,22 +80,17 @@ def openings(run: RunScores) -> dict[str, str]:
 def holding(runs: list[RunScores], text: str) -> set[str]:
     """The prompts where one of the runs' responses, or a message of the prompt, holds `text`, in whatever case."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+
+    def has(column: Any) -> Any:
+        return pc.fill_null(pc.match_substring(column, text, ignore_case=True), False)
 
     found: set[str] = set()
-    for run in runs:
-        file = answers(run)
-        if file is None:
-            continue
-        table = pq.read_table(file, columns=["prompt_id", "prompt", "response"], use_threads=False)
-        here = pc.fill_null(pc.match_substring(table["response"], text, ignore_case=True), False)
-        found |= set(table["prompt_id"].filter(here).to_pylist())
-        messages = table["prompt"].combine_chunks()
-        said = pc.struct_field(pc.list_flatten(messages), "content")
-        rows = pc.list_parent_indices(messages).filter(
-            pc.fill_null(pc.match_substring(said, text, ignore_case=True), False)
-        )
-        found |= set(table["prompt_id"].take(rows).to_pylist())
+    for file in [file for run in runs if (file := answers(run)) is not None]:
+        for batch in _parts(file, ["prompt_id", "prompt", "response"]):
+            found |= set(batch["prompt_id"].filter(has(batch["response"])).to_pylist())
+            messages = batch["prompt"]
+            said = pc.struct_field(pc.list_flatten(messages), "content")
+            found |= set(batch["prompt_id"].take(pc.list_parent_indices(messages).filter(has(said))).to_pylist())
     return found
 
 
@@ -121,10 +117,19 @@ def _first_responses(run: RunScores) -> dict[str, str]:
 
 def _rows(file: Path, prompt_id: str, columns: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
     """The rows of one prompt, in the file's order, with those of `columns` that the file has."""
-    import pyarrow.dataset as ds
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
-    data: Any = ds.dataset(file, format="parquet")
-    wanted = [name for name in columns or data.schema.names if name in data.schema.names]
-    table: pa.Table = data.to_table(columns=wanted, filter=ds.field("prompt_id") == prompt_id, use_threads=False)
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+    names = pq.read_schema(file).names
+    wanted = [name for name in columns or names if name in names]
+    found: list[dict[str, Any]] = []
+    for batch in _parts(file, list(dict.fromkeys(["prompt_id", *wanted]))):
+        found += batch.filter(pc.equal(batch["prompt_id"], prompt_id)).select(wanted).to_pylist()
+    return found
+
+
+def _parts(file: Path, columns: list[str]) -> Iterator[Any]:
+    """The rows of a parquet file a part at a time: all its texts at once may be hundreds of megabytes."""
+    import pyarrow.parquet as pq
+
+    yield from pq.ParquetFile(file).iter_batches(batch_size=PART, columns=columns, use_threads=False)

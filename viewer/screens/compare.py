@@ -8,6 +8,7 @@ from cdpo.report.collect import Group
 from cdpo.report.reading import RunScores
 from cdpo.viewer import (
     choices,
+    compare_arena,
     compare_choices,
     compare_data,
     compare_matrix,
@@ -48,7 +49,7 @@ def page() -> None:
     compare_choices.describe(labels[0], labels[1], known)
     found = compare_data.beside(root, labels, known)
     a, b = found.groups[:2]
-    compared, why = side_by_side.differences(found, a, b)
+    compared, why = compare_data.differences(root, labels, found)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         metric = compare_summary.choose_metric(compared) if compared else None
         seed = _seed(a, b)
@@ -59,13 +60,16 @@ def page() -> None:
     if metric is None:
         _nothing_shared(a, b, why)
     else:
-        left, right = st.columns([6, 5], gap="large")
+        # a judge's own outcomes are three: there is nothing to draw
+        drawn = not metric.startswith(side_by_side.SIDE_BY_SIDE)
+        left, right = st.columns([6, 5] if drawn else [9, 1], gap="large")
         with left:
             compare_summary.headline(metric, compared[metric])
         with right:
-            if not metric.startswith(side_by_side.SIDE_BY_SIDE):
+            if drawn:
                 compare_summary.scatter(table, metric, words)
         compare_summary.every_metric(compared, why)
+        compare_arena.show(root, a, b)
     st.header("Prompts", anchor=False)
     if len(table) == 0:
         look.empty(
