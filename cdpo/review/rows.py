@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: rows whose texts are in memory at once
-BATCH = 512
+BATCH = 1024
 #: rows at most that a search for a text goes through
 SEARCHED = 100_000
 #: texts, and what a response is called in each kind of file
