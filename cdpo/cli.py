@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -223,6 +224,35 @@ def compare(
     from cdpo.commands.inspect import compare as run
 
     run(project_of(configs, store), names, tag, metric=metric, judge=judge, arena=arena, form=form)
+
+
+@cli.command()
+@click.option("--export", "folder", metavar="DIR", help="Write results, curves and a comparison as HTML files instead.")
+@click.option("-t", "--tag", help="Of --export: only runs of this tag.")
+@click.option("--compare", "compared", nargs=2, metavar="A B", help="Of --export: the two whose responses are shown.")
+@click.option("--hub", metavar="NAMESPACE", help="Show what that user or organization published on the Hub instead.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Default: 8501, or the next that is free.")
+@click.option("--address", help="Default: 127.0.0.1, which only this machine reaches.")
+@places
+def view(
+    folder: str | None,
+    tag: str | None,
+    compared: tuple[str, ...] | None,
+    hub: str | None,
+    port: int | None,
+    address: str | None,
+    configs: str | None,
+    store: str | None,
+) -> None:
+    """Look at runs, curves, responses and datasets in a browser."""
+    from cdpo.commands.view import export
+    from cdpo.commands.view import view as run
+
+    project = project_of(configs, store)
+    if folder is not None:
+        export(project, Path(folder), tag, compared or ())
+    else:
+        run(project, hub, port, address)
 
 
 @cli.command("judge-check")

@@ -8,6 +8,7 @@ from cdpo.viewer.data import is_busy
 st.set_page_config(page_title="cdpo", page_icon=":material/science:", layout="wide")
 look.style()
 
+source.use_env_file()
 store = source.shown()
 busy = store is not None and is_busy(store)
 

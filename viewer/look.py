@@ -2,6 +2,7 @@
 
 import html
 from pathlib import Path
+from typing import NoReturn
 
 import streamlit as st
 
@@ -30,6 +31,15 @@ def nothing_yet(folder: Path) -> None:
     """No store at all."""
     st.title("Nothing to show yet", anchor=False)
     empty("There is no store here.", f"{folder} does not exist. These commands make one:", "cdpo prep\ncdpo execute")
+
+
+def trouble(said: str) -> NoReturn:
+    """What keeps the page from being shown, as a text; the page ends here."""
+    st.title("This cannot be shown", anchor=False)
+    with st.container(border=True):
+        st.text(said)
+    st.stop()
+    raise AssertionError("st.stop ends the page")
 
 
 def as_text(text: str) -> str:

@@ -12,12 +12,17 @@ from cdpo.errors import DamagedFile
 from cdpo.files import read_json
 from cdpo.store import Store
 from cdpo.store.names import short
+from cdpo.store.publish import MANIFEST
 
 if TYPE_CHECKING:
     from cdpo.plan.graph import Plan, PlannedStep
 
 
-def status(plan: "Plan", store: Store) -> list[dict[str, Any]]:
+#: manifest -> when it was written (ns), and the seconds that its step took
+Timed = dict[Path, tuple[int, float]]
+
+
+def status(plan: "Plan", store: Store, timed: Timed | None = None) -> list[dict[str, Any]]:
     """One mapping per step, in the plan's order: key, pipeline, name, state, and what there is to say about it.
 
     done      finished ("seconds")
@@ -28,12 +33,16 @@ def status(plan: "Plan", store: Store) -> list[dict[str, Any]]:
     blocked   it needs a step that failed, or that is blocked ("by")
     waiting   not begun, or interrupted
 
-    Before a step that is being made in parts stand those that run or failed (`of`: the step's key).
+    Before a step that is being made in parts stand those that run or failed (`of`: the step's key). Who asks again and
+    again gives the same `timed` each time: no manifest is then read twice.
     """
+    timed = {} if timed is None else timed
     finished = store.finished()
     working = set(store.working())
     parts = _parts(store, working - plan.steps.keys())
-    found = {key: _one(step, store, finished.get(short(key)), key in working) for key, step in plan.steps.items()}
+    found = {
+        key: _one(step, store, finished.get(short(key)), key in working, timed) for key, step in plan.steps.items()
+    }
     stuck: dict[str, str] = {key: plan.steps[key].label for key, each in found.items() if each["state"] == "failed"}
     # parents come before their children in a plan
     for key, step in plan.steps.items():
@@ -63,16 +72,24 @@ def _parts(store: Store, working: Iterable[str]) -> dict[str, list[dict[str, Any
     return {key: [said for _, said in sorted(several, key=itemgetter(0))] for key, several in found.items()}
 
 
-def _one(step: "PlannedStep", store: Store, path: Path | None, has_work: bool) -> dict[str, Any]:
+def _one(step: "PlannedStep", store: Store, path: Path | None, has_work: bool, timed: Timed) -> dict[str, Any]:
     said: dict[str, Any] = {"key": step.key, "pipeline": step.pipeline, "name": step.name, "state": "waiting"}
     if path is not None:
         try:
-            seconds = store.manifest(path)["seconds"]
+            seconds = _seconds(store, path, timed)
         except (OSError, ValueError, KeyError) as error:
             return {**said, "error": f"damaged, so the next execute makes it again: {error}", "path": str(path)}
         state = "evicted" if store.is_evicted(path) else "done"
         return {**said, "state": state, "seconds": seconds, "path": str(path)}
     return said | _at_work(store, step.key) if has_work else said
+
+
+def _seconds(store: Store, path: Path, timed: Timed) -> float:
+    manifest = path / MANIFEST
+    written = manifest.stat().st_mtime_ns
+    if timed.get(manifest, (None,))[0] != written:
+        timed[manifest] = (written, store.manifest(path)["seconds"])
+    return timed[manifest][1]
 
 
 def _at_work(store: Store, key: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def recipe_of(lineage: Lineage) -> dict[str, Any]:
     steps = [
         {
             **{name: each[name] for name in names},
-            "inputs": {role: _bare(given) for role, given in each["inputs"].items()},
+            "inputs": {role: bare_input(given) for role, given in each["inputs"].items()},
         }
         for each in lineage.steps
     ]
@@ -42,7 +42,7 @@ def recipe_of(lineage: Lineage) -> dict[str, Any]:
     }
 
 
-def _bare(given: Mapping[str, Any]) -> dict[str, Any]:
+def bare_input(given: Mapping[str, Any]) -> dict[str, Any]:
     """An input without the places of this machine."""
     found = dict(given)
     if "hub" in found:

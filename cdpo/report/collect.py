@@ -12,6 +12,7 @@ Where an experiment has `select`, only the values that were best on its split ar
 """
 
 import difflib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 from cdpo.config.canonical import canonical_json
 from cdpo.errors import CdpoError, UsageError
 from cdpo.plan.names import parameter_parts
+from cdpo.report.index import Index, index_of, stamp_of
 from cdpo.report.reading import JUDGED, LM_EVAL, Metric, Reader, RunScores
 from cdpo.report.select import Choice, choose, lower_is_better
 from cdpo.stats.intervals import estimate
@@ -31,10 +33,14 @@ from cdpo.store import Store
 
 #: of more configurations than these, each pair is not compared unasked
 MOST_COMPARED = 8
+PARTS = ("runs", "groups", "reward_models", "selections", "comparisons", "judges")
 
 
-def collect(store: str | Path, tag: str | Sequence[str] | None = None, select: bool = True) -> dict[str, Any]:
-    """Everything that `cdpo results --json` prints: `runs`, `groups` (configurations, over seeds) and `reward_models`.
+def collect(
+    store: str | Path, tag: str | Sequence[str] | None = None, select: bool = True, parts: Sequence[str] = PARTS
+) -> dict[str, Any]:
+    """Everything that `cdpo results --json` prints: `runs`, `groups` (configurations, over seeds) and `reward_models`;
+    or those of its `parts` that are asked for, which is quicker where a store is large.
 
     `judged` of a run tells of each judge that was asked about it how consistent its verdicts are in both orders, which
     place it prefers, how many verdicts are missing and how many pairs were the same text.
@@ -47,9 +53,25 @@ def collect(store: str | Path, tag: str | Sequence[str] | None = None, select: b
     chosen configurations with each other in the metric they were chosen by. `judges` are those that compared runs side
     by side, with the number of such pairs. `select=False` shows all runs.
     """
-    reader = Reader(Store(Path(store)))
-    tags = [tag] if isinstance(tag, str) else tag
-    refs = [ref for each in tags for ref in reader.store.read_refs(each)] if tags else list(reader.store.read_refs())
+    opened = Store(Path(store))
+    index = index_of(opened)
+    stamp = stamp_of(opened)
+    places = {part: json.dumps([part, tag, select]) for part in PARTS}
+    # each part by itself, because whoever shows one of them need not read the others
+    kept = index.look("collected", [places[part] for part in parts])
+    if kept is not None and all(each["stamp"] == stamp for each in kept):
+        return {part: each["found"] for part, each in zip(parts, kept, strict=True)}
+    found = _collect(opened, index, [tag] if isinstance(tag, str) else tag, select)
+    for part, place in places.items():
+        index.keep("collected", place, {"stamp": stamp, "found": found[part]})
+    # what is of runs and steps that are gone is of no use any more
+    index.save(forget=() if tag else ("step", "estimate", "difference"))
+    return {part: found[part] for part in parts}
+
+
+def _collect(store: Store, index: Index, tags: Sequence[str] | None, select: bool) -> dict[str, Any]:
+    reader = Reader(store, index)
+    refs = [ref for tag in tags for ref in store.read_refs(tag)] if tags else store.read_refs()
     runs = [reader.run(ref) for ref in refs]
     choices: list[Choice] = []
     every = runs
@@ -60,18 +82,21 @@ def collect(store: str | Path, tag: str | Sequence[str] | None = None, select: b
     for group in groups:
         by_policy.setdefault(group.runs[0].policy, []).append(group)
     return {
-        "runs": [_run_entry(run) for run in runs],
-        "groups": [_group_entry(group, by_policy) for group in groups],
-        "reward_models": [_reward_model_entry(run) for run in reader.reward_models(every)],
+        "runs": [_run_entry(run, index) for run in runs],
+        "groups": [_group_entry(group, by_policy, index) for group in groups],
+        "reward_models": [_reward_model_entry(run, index) for run in reader.reward_models(every)],
         "selections": [choice.described() for choice in choices if choice.swept],
-        "comparisons": _comparisons(choices, groups),
+        "comparisons": _comparisons(choices, groups, index),
         "judges": reader.judges(refs),
     }
 
 
 def collect_run(store: Store, ref: dict[str, Any]) -> dict[str, Any]:
     """One run as `collect` has it: its state, its metrics with their intervals over prompts, its marks."""
-    return _run_entry(Reader(store).run(ref))
+    reader = Reader(store)
+    entry = _run_entry(reader.run(ref), reader.index)
+    reader.index.save()
+    return entry
 
 
 def compare(store: str | Path, a: str, b: str, tag: str | None = None) -> dict[str, Any]:
@@ -82,8 +107,10 @@ def compare(store: str | Path, a: str, b: str, tag: str | None = None) -> dict[s
     conditional_on, between_seeds, verdict}}, not_compared: {NAME: why}}. Raises UsageError for a name that is unknown
     or ambiguous, CdpoError where the two share no metric.
     """
-    one, other = find_two(store, a, b, tag)
-    metrics, not_compared = _differences(one, other)
+    index = index_of(Store(Path(store)))
+    one, other = find_two(store, a, b, tag, index)
+    metrics, not_compared = _differences(one, other, index)
+    index.save()
     if not metrics:
         why = "; ".join(f"{name}: {reason}" for name, reason in not_compared.items())
         if not why and one.metrics and other.metrics:
@@ -126,9 +153,11 @@ class Group:
         return [run for run in self.runs if metric in run.metrics]
 
 
-def find_two(store: str | Path, a: str, b: str, tag: str | None = None) -> tuple[Group, Group]:
+def find_two(
+    store: str | Path, a: str, b: str, tag: str | None = None, index: Index | None = None
+) -> tuple[Group, Group]:
     """Two runs or configurations by their names; a run is a group of itself alone. Raises UsageError."""
-    reader = Reader(Store(Path(store)))
+    reader = Reader(Store(Path(store)), index)
     runs = [reader.run(ref) for ref in reader.store.read_refs(tag)]
     known = [Group([run], run.name) for run in runs] + [
         group for group in grouped(runs) if group.name not in _names(runs)
@@ -224,14 +253,24 @@ def _is_rate(metric: str, column: Column) -> bool:
     return "winrate" in metric or "accurac" in metric
 
 
-def _estimate(runs: Sequence[RunScores], metric: str) -> dict[str, Any] | None:
-    column = average([run.metrics[metric].column for run in runs])
-    if not column.ids:
-        return None
-    clusters = prompts(column.ids)
-    rate = _is_rate(runs[0].metrics[metric].kind, column)
-    found = estimate(column.values, conditional_on=_fixed(runs, metric), rate=rate, clusters=clusters)
-    return {**asdict(found), "split": runs[0].metrics[metric].split}
+def _estimate(runs: Sequence[RunScores], metric: str, index: Index) -> dict[str, Any] | None:
+    fixed, split = _fixed(runs, metric), runs[0].metrics[metric].split
+    kind = runs[0].metrics[metric].kind
+
+    def work_out() -> dict[str, Any] | None:
+        column = average([run.metrics[metric].column for run in runs])
+        if not column.ids:
+            return None
+        clusters = prompts(column.ids)
+        rate = _is_rate(kind, column)
+        return asdict(estimate(column.values, conditional_on=fixed, rate=rate, clusters=clusters))
+
+    found = index.remember("estimate", f"{kind} {_sources(runs, metric)} {fixed}", work_out)
+    return found and {**found, "split": split}
+
+
+def _sources(runs: Sequence[RunScores], metric: str) -> str:
+    return " ".join(f"{run.seed}:{run.metrics[metric].source}" for run in runs)
 
 
 def described(run: RunScores) -> dict[str, Any]:
@@ -239,8 +278,8 @@ def described(run: RunScores) -> dict[str, Any]:
     return {name: getattr(run, name) for name in ("method", "model", "dataset", "params")}
 
 
-def _run_entry(run: RunScores) -> dict[str, Any]:
-    metrics = {name: _estimate([run], name) for name in run.metrics}
+def _run_entry(run: RunScores, index: Index) -> dict[str, Any]:
+    metrics = {name: _estimate([run], name, index) for name in run.metrics}
     about = ("seeds", "between_seeds")
     figures = {
         name: {part: value[part] for part in value if part not in about} for name, value in _figures([run]).items()
@@ -258,13 +297,13 @@ def _run_entry(run: RunScores) -> dict[str, Any]:
     }
 
 
-def _group_entry(group: Group, by_policy: Mapping[str | None, Sequence[Group]]) -> dict[str, Any]:
+def _group_entry(group: Group, by_policy: Mapping[str | None, Sequence[Group]], index: Index) -> dict[str, Any]:
     metrics = {}
     for name in group.metrics:
         having = group.having(name)
-        value = _estimate(having, name)
+        value = _estimate(having, name, index)
         if value is not None:
-            over_seeds = between_seeds([float(run.metrics[name].column.values.mean()) for run in having])
+            over_seeds = between_seeds([run.metrics[name].mean for run in having])
             value["seeds"] = [run.seed for run in having]
             value["between_seeds"] = over_seeds and asdict(over_seeds)
             metrics[name] = value
@@ -277,21 +316,21 @@ def _group_entry(group: Group, by_policy: Mapping[str | None, Sequence[Group]]) 
         "state": "done" if all(run.state == "done" for run in group.runs) else "unfinished",
         "marks": list(dict.fromkeys(mark for run in group.runs for mark in run.marks)),
         "metrics": metrics | _figures(group.runs),
-        "versus": _versus(group, by_policy.get(group.runs[0].started_from, [])),
+        "versus": _versus(group, by_policy.get(group.runs[0].started_from, []), index),
     }
 
 
-def _reward_model_entry(run: RunScores) -> dict[str, Any]:
-    metrics = {name: _estimate([run], name) for name in run.metrics}
+def _reward_model_entry(run: RunScores, index: Index) -> dict[str, Any]:
+    metrics = {name: _estimate([run], name, index) for name in run.metrics}
     return {"name": run.name, "key": run.steps[-1], "seed": run.seed, "metrics": metrics}
 
 
-def _versus(group: Group, groups: Sequence[Group]) -> dict[str, Any] | None:
+def _versus(group: Group, groups: Sequence[Group], index: Index) -> dict[str, Any] | None:
     """The group against that of the policies its runs' training started from; None where there is no such group."""
     baselines = [other for other in groups if _started_from(group, other)]
     if len(baselines) != 1:
         return None
-    metrics, not_compared = _differences(group, baselines[0], lambda metric: not metric.training)
+    metrics, not_compared = _differences(group, baselines[0], index, lambda metric: not metric.training)
     return {"name": baselines[0].name, "metrics": metrics, "not_compared": not_compared} if metrics else None
 
 
@@ -308,7 +347,11 @@ def _started_from(group: Group, other: Group) -> bool:
 
 
 def _differences(
-    a: Group, b: Group, wanted: Callable[[Metric], bool] = lambda metric: True, metrics: Container[str] | None = None
+    a: Group,
+    b: Group,
+    index: Index,
+    wanted: Callable[[Metric], bool] = lambda metric: True,
+    metrics: Container[str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Every shared metric's difference, and why the others have none."""
     compared: dict[str, Any] = {}
@@ -327,23 +370,39 @@ def _differences(
                 "training method"
             )
             continue
-        one = average([run.metrics[name].column for run in ours])
-        other = average([run.metrics[name].column for run in theirs])
-        seeds = seeds_of(ours) if seeds_of(ours) == seeds_of(theirs) else f"{seeds_of(ours)} against {seeds_of(theirs)}"
-        what = "the models" if ours[0].metrics[name].alone else f"the models, their responses and {scorer(name)}"
-        fixed = f"{seeds}: {what}; the interval is over prompts, paired"
-        found = paired(one, other, conditional_on=fixed)
+        found = _difference(ours, theirs, name, index)
         if found is None:
             not_compared[name] = "they share no prompts"
-            continue
-        over_seeds = between_seeds(seed_differences(ours, theirs, name))
-        compared[name] = {
+        else:
+            compared[name] = found
+    return compared, not_compared
+
+
+def _difference(
+    ours: Sequence[RunScores], theirs: Sequence[RunScores], metric: str, index: Index
+) -> dict[str, Any] | None:
+    """Ours minus theirs, averaged over the seeds and paired by prompt; None where they share no prompts."""
+    seeds = seeds_of(ours) if seeds_of(ours) == seeds_of(theirs) else f"{seeds_of(ours)} against {seeds_of(theirs)}"
+    what = "the models" if ours[0].metrics[metric].alone else f"the models, their responses and {scorer(metric)}"
+    fixed = f"{seeds}: {what}; the interval is over prompts, paired"
+
+    def work_out() -> dict[str, Any] | None:
+        one = average([run.metrics[metric].column for run in ours])
+        other = average([run.metrics[metric].column for run in theirs])
+        found = paired(one, other, conditional_on=fixed)
+        if found is None:
+            return None
+        over_seeds = between_seeds(seed_differences(ours, theirs, metric))
+        return {
             "a_mean": float(one.values.mean()),
             "b_mean": float(other.values.mean()),
             **asdict(found),
             "between_seeds": over_seeds and asdict(over_seeds),
         }
-    return compared, not_compared
+
+    key = f"{_sources(ours, metric)} minus {_sources(theirs, metric)} {fixed}"
+    found: dict[str, Any] | None = index.remember("difference", key, work_out)
+    return found
 
 
 def _columns(runs: Sequence[RunScores], metric: str) -> set[int]:
@@ -365,7 +424,7 @@ def seed_differences(a: Sequence[RunScores], b: Sequence[RunScores], metric: str
     return [float((table[0] - table[1]).mean()) for table in tables]
 
 
-def _comparisons(choices: Sequence[Choice], groups: Sequence[Group]) -> list[dict[str, Any]]:
+def _comparisons(choices: Sequence[Choice], groups: Sequence[Group], index: Index) -> list[dict[str, Any]]:
     """The chosen configurations against each other, in the metric that they were chosen by: later minus earlier."""
     of = {id(run): group for group in groups for run in group.runs}
     rooms: dict[tuple[str, ...], list[Group]] = {}
@@ -384,7 +443,7 @@ def _comparisons(choices: Sequence[Choice], groups: Sequence[Group]) -> list[dic
         labels = _short_labels(members)
         for at, group in enumerate(members):
             for before, other in enumerate(members[:at]):
-                compared, _ = _differences(group, other, metrics={metric})
+                compared, _ = _differences(group, other, index, metrics={metric})
                 if compared:
                     pair = {"a": group.name, "b": other.name, "a_label": labels[at], "b_label": labels[before]}
                     found.append({**pair, "tag": group.tag, "metrics": compared})

@@ -1,17 +1,30 @@
-"""Reads what finished steps measured: for each run its metrics, prompt by prompt. No statistics here."""
+"""Reads what finished steps measured: for each run its metrics, prompt by prompt. No statistics here.
 
-from collections import Counter
-from collections.abc import Iterable
+Of each step the index keeps its manifest, and which columns its rows have with their means (index.py). The rows
+themselves are read when somebody asks for them, and only those of a few steps are held at once: a store of a thousand
+runs does not fit into memory.
+"""
+
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cdpo.config.canonical import canonical_json
+from cdpo.errors import DamagedFile
 from cdpo.pipeline import GOLD, Pipeline, metric_name, pipelines
 from cdpo.plan.identity import input_identity
-from cdpo.stats.paired import Column
+from cdpo.report.columns import RowIds, read_columns
+from cdpo.report.index import Index, index_of
+from cdpo.stats.paired import Column, StoredColumn
 from cdpo.store import Store
 from cdpo.store.names import short
+from cdpo.store.publish import MANIFEST
+
+#: steps whose rows are held at once: those of a configuration under several seeds, and of what it is compared with
+MOST_HELD = 32
 
 #: where training metrics are read when nothing was generated, and where reward models are judged
 EVAL = "eval"
@@ -39,6 +52,10 @@ class Metric:
     kind: str
     #: measured on a model by itself: there are no responses of a run, and no reward that scored them
     alone: bool = False
+    #: over its rows
+    mean: float = 0.0
+    #: which rows these are: equal for metrics of the same column of the same step
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,18 +164,21 @@ class _Finished:
     folder: Path
     pipeline: Pipeline
     manifest: dict[str, Any]
+    #: of `out/scores.parquet`: split -> column -> mean over the rows that have a value; without any, none
+    means: dict[str, dict[str, float]]
 
 
 class Reader:
     """Reads every step once, however many runs share it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, index: Index | None = None) -> None:
         self.store = store
+        self.index = index or index_of(store)
         self._folders = store.finished()
         self._steps: dict[str, _Finished | None] = {}
-        self._tables: dict[str, dict[str, dict[str, Column]]] = {}
-        #: one tuple for equal rows, whatever step they come from: comparing them is a comparison of addresses
-        self._ids: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._columns: dict[tuple[str, str, str], StoredColumn] = {}
+        self._rows: OrderedDict[str, dict[str, dict[str, Column]]] = OrderedDict()
+        self._ids = RowIds()
 
     def run(self, ref: dict[str, Any]) -> RunScores:
         """The run that a ref of the store describes."""
@@ -201,7 +221,7 @@ class Reader:
                 run.scored[label] = Scored(step.folder, split, _meaning(step, split), reverse)
         if trained is not None:
             run.metrics |= self._training(trained, split)
-            if run.select is not None and (other := run.select["split"]) in self._table(trained):
+            if run.select is not None and (other := run.select["split"]) in trained.means:
                 run.elsewhere[other] = self._training(trained, other)
         return run
 
@@ -249,7 +269,7 @@ class Reader:
     def _match(self, step: _Finished) -> "Match":
         given, params = step.manifest["inputs"], step.manifest["params"]
         asked = {name: value for name, value in params.items() if name != "max_missing"}
-        tables = _read(step.folder / "out" / "scores.parquet", {WIN, *LENGTHS}, self._ids)
+        tables = read_columns(step.folder / "out" / "scores.parquet", {WIN, *LENGTHS}, self._ids)
         split = next(iter(tables), EVAL)
         columns = tables.get(split, {})
         return Match(
@@ -266,22 +286,23 @@ class Reader:
         )
 
     def _training(self, step: _Finished, split: str) -> dict[str, Metric]:
-        tables = self._table(step)
-        split = split if split in tables else EVAL
+        split = split if split in step.means else EVAL
         meaning = f"{step.pipeline.name} {split}"
-        shown = self._shown(step, tables.get(split, {}))
-        return {name: Metric(column, split, True, meaning, name) for name, column in shown}
+        return {
+            name: Metric(self._column(step, split, column), split, True, meaning, name, False, mean, source)
+            for name, column, mean, source in self._shown(step, split)
+        }
 
     def _evaluation(self, step: _Finished, split: str, label: str | None) -> dict[str, Metric]:
         """With a label, by names that carry it; gold, which is the same in all steps of a run, keeps its own."""
-        tables = self._table(step)
-        split = split if split in tables or step.pipeline.gives == "scores" else EVAL
+        split = split if split in step.means or step.pipeline.gives == "scores" else EVAL
         gold = canonical_json([split, step.manifest["params"].get("gold")])
         alone = _alone(step)
         found = {}
-        for name, column in self._shown(step, tables.get(split, {})):
+        for name, column, mean, source in self._shown(step, split):
             meaning = gold if name.startswith(f"{GOLD}/") else _meaning(step, split)
-            found[metric_name(name, label)] = Metric(column, split, False, meaning, name, alone)
+            rows = self._column(step, split, column)
+            found[metric_name(name, label)] = Metric(rows, split, False, meaning, name, alone, mean, source)
         return found
 
     @staticmethod
@@ -296,30 +317,68 @@ class Reader:
         }
 
     @staticmethod
-    def _shown(step: _Finished, columns: dict[str, Column]) -> Iterable[tuple[str, Column]]:
-        for name, column in _metrics(step).items():
-            if column in columns:
-                yield name, columns[column]
+    def _shown(step: _Finished, split: str) -> Iterable[tuple[str, str, float, str]]:
+        """The metrics that a step has on a split: name, column, mean, and which rows these are."""
+        means = step.means.get(split, {})
+        for name, column in _metrics(step.pipeline, step.manifest).items():
+            if column in means:
+                yield name, column, means[column], f"{short(step.key)}/{split}/{column}"
 
     def _step(self, key: str) -> _Finished | None:
         if key not in self._steps:
             folder = self._folders.get(short(key))
-            self._steps[key] = None
-            # one that is damaged is not finished: the next execute makes it again
-            if folder is not None and self.store.intact(folder) is None:
-                manifest = self.store.manifest(folder)
-                known = pipelines().get(manifest["pipeline"])
-                if known is not None:
-                    self._steps[key] = _Finished(key, folder, known, manifest)
+            self._steps[key] = None if folder is None else self._read_step(key, folder)
         return self._steps[key]
 
-    def _table(self, step: _Finished) -> dict[str, dict[str, Column]]:
+    def _read_step(self, key: str, folder: Path) -> _Finished | None:
+        """A finished step by what the index keeps of it; None where it is damaged: the next execute makes it again."""
+        try:
+            there = os.stat(folder / MANIFEST)
+            stamp = f"{folder.name} {there.st_size} {there.st_mtime_ns}"
+            kept = self.index.remember("step", stamp, lambda: self._summary(folder))
+        except (OSError, DamagedFile):
+            return None
+        known = pipelines().get(kept["pipeline"])
+        if known is None or self.store.intact(folder, kept) is not None:
+            return None
+        return _Finished(key, folder, known, kept, kept["means"])
+
+    def _summary(self, folder: Path) -> dict[str, Any]:
+        """What the index keeps of a step. Raises DamagedFile where it is not whole."""
+        manifest = self.store.manifest(folder)
+        wrong = self.store.intact(folder, manifest)
+        if wrong is not None:
+            raise DamagedFile(wrong)
+        known = pipelines().get(manifest["pipeline"])
+        rows = {} if known is None else self._read_rows(folder, known, manifest)
+        means = {
+            split: {name: float(column.values.mean()) for name, column in columns.items()}
+            for split, columns in rows.items()
+        }
+        names = ("pipeline", "name", "version", "params", "inputs", "seed", "summary")
+        about = {name: manifest.get(name) for name in names}
+        sizes = {name: {"size": each["size"]} for name, each in manifest["outputs"].items()}
+        return {**about, "outputs": sizes, "means": means}
+
+    def _read_rows(self, folder: Path, pipeline: Pipeline, manifest: Mapping[str, Any]) -> dict[str, dict[str, Column]]:
         """The shown columns of `out/scores.parquet` by split; rows without a value are left out of that column."""
-        if step.key not in self._tables:
-            path = step.folder / "out" / "scores.parquet"
-            wanted = set(_metrics(step).values())
-            self._tables[step.key] = _read(path, wanted, self._ids) if path.exists() else {}
-        return self._tables[step.key]
+        path = folder / "out" / "scores.parquet"
+        return read_columns(path, set(_metrics(pipeline, manifest).values()), self._ids) if path.exists() else {}
+
+    def _column(self, step: _Finished, split: str, name: str) -> StoredColumn:
+        """The same object for the same rows."""
+        place = (step.key, split, name)
+        if place not in self._columns:
+            self._columns[place] = StoredColumn(lambda: self._table(step)[split][name])
+        return self._columns[place]
+
+    def _table(self, step: _Finished) -> dict[str, dict[str, Column]]:
+        if step.key not in self._rows:
+            self._rows[step.key] = self._read_rows(step.folder, step.pipeline, step.manifest)
+            while len(self._rows) > MOST_HELD:
+                self._rows.popitem(last=False)
+        self._rows.move_to_end(step.key)
+        return self._rows[step.key]
 
 
 def _alone(step: _Finished) -> bool:
@@ -327,9 +386,9 @@ def _alone(step: _Finished) -> bool:
     return step.pipeline.gives == "benchmark" and "judge" not in step.manifest["params"]
 
 
-def _metrics(step: _Finished) -> dict[str, str]:
+def _metrics(pipeline: Pipeline, manifest: Mapping[str, Any]) -> dict[str, str]:
     """The pipeline's metrics, and those whose names the step found."""
-    return {**step.pipeline.metrics, **(step.manifest["summary"] or {}).get("metrics", {})}
+    return {**pipeline.metrics, **(manifest.get("summary") or {}).get("metrics", {})}
 
 
 def _measured_by(step: _Finished) -> list[Any]:
@@ -365,25 +424,3 @@ def _reward(step: _Finished) -> Any:
 def _meaning(step: _Finished, split: str) -> str:
     """Equal for two steps whose rewards are of the same kind."""
     return canonical_json([split, *_measured_by(step)])
-
-
-def _read(path: Path, wanted: set[str], known: dict[tuple[str, ...], tuple[str, ...]]) -> dict[str, dict[str, Column]]:
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path)
-    names = [name for name in file.schema_arrow.names if name in wanted]
-    table = file.read(columns=["split", "prompt_id", *names], use_threads=False)
-    splits = np.array(table["split"].to_pylist(), dtype=object)
-    ids = np.array(table["prompt_id"].to_pylist(), dtype=object)
-    numbers = {name: table[name].to_numpy().astype(np.float64) for name in names}
-    found: dict[str, dict[str, Column]] = {}
-    for split in dict.fromkeys(splits.tolist()):
-        here = splits == split
-        columns = found[split] = {}
-        for name, values in numbers.items():
-            kept = here & np.isfinite(values)
-            if kept.any():
-                row_ids = tuple(ids[kept])
-                columns[name] = Column(known.setdefault(row_ids, row_ids), values[kept])
-    return found

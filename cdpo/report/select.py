@@ -129,7 +129,7 @@ def _candidate(runs: list[RunScores], metric: str, split: str, seeds: Sequence[i
         own = [run for run in runs if run.seed == seed]
         found = [measured for run in own if (measured := run.on(split, metric)) is not None]
         if found:
-            means[seed] = float(found[0].column.values.mean())
+            means[seed] = found[0].mean
             continue
         here = [run for run in own if (run.select or {})["of"] in (split, None)] or own
         states = [run.state for run in here]

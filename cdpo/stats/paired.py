@@ -5,7 +5,7 @@ much on other prompts? Over seeds: would other trainings of the same configurati
 behind it, the second as many values as there are seeds, and its interval is wide accordingly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,25 @@ class Column:
 
     ids: tuple[str, ...]
     values: np.ndarray
+
+
+class StoredColumn(Column):
+    """A column that is read when its rows are asked for, and not kept: `read` gives it."""
+
+    def __init__(self, read: Callable[[], Column]) -> None:
+        object.__setattr__(self, "_read", read)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self._rows().ids
+
+    @property
+    def values(self) -> np.ndarray:
+        return self._rows().values
+
+    def _rows(self) -> Column:
+        found: Column = self._read()  # type: ignore[attr-defined]
+        return found
 
 
 @dataclass(frozen=True)

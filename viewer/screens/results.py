@@ -1,5 +1,229 @@
-"""Results."""
+"""Results: one row per configuration, run, or group of runs, with intervals as drawings; what was chosen; downloads."""
 
-from cdpo.viewer import look
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-look.head("Results", "")
+import streamlit as st
+
+from cdpo.errors import CdpoError
+from cdpo.plan.names import count
+from cdpo.report.overview import Row, configuration_rows, group_rows, metrics_of, of_training, run_rows, words
+from cdpo.report.paper import results_tables
+from cdpo.report.tables import SELECTION_HEAD, selection_tables, to_csv
+from cdpo.report.typeset import typeset
+from cdpo.viewer import charts, choices, look, results_chart, results_choices, results_data, results_table, source
+from cdpo.viewer.results_choices import RUNS, SEEDS, Chosen
+
+#: rows that the table shows without scrolling, and their height in pixels
+VISIBLE, ROW_HEIGHT = 16, 36
+#: what is to be made of a remark, by how it ends
+MEANINGS = {
+    "also trained it": "It was trained for the very reward that scores it; gold, a judge or another reward model say "
+    "more of it.",
+    "removes a tag's runs": "The numbers are of what the tasks file asked for before it was changed.",
+}
+
+
+def page() -> None:
+    store = source.shown()
+    assert store is not None  # the frame shows another page where there is none
+    root = str(store.root)
+    look.head("Results", "What was measured of every configuration. Tick rows to see their curves or to compare them.")
+    every = results_choices.every_swept()
+    try:
+        collected = results_data.collected(root, choices.tags(), every)
+    except CdpoError as error:
+        st.error("The results cannot be read.", icon=":material/error:")
+        st.code(str(error), language=None, wrap_lines=True)
+        return
+    runs = run_rows(collected)
+    if not runs:
+        look.empty("No runs yet.", "This executes the experiments of configs/tasks.yaml:", "cdpo execute")
+        return
+    chosen = results_choices.choose(runs, bool(collected["selections"]) or every)
+    rows = rows_of(collected, runs, chosen)
+    selections(collected["selections"], every)
+    if not rows:
+        look.empty("No row fits.", "Nothing here has every word of the search.")
+        return
+    picked = table(root, rows, chosen)
+    actions(picked, chosen, collected)
+    told(rows, chosen)
+    if metrics_of(rows):
+        figure(picked if len(picked) > 1 else rows, chosen)
+    else:
+        look.empty(
+            "Nothing is measured yet.", "No step that measures has finished. This says what is missing:", "cdpo status"
+        )
+    reward_models(collected["reward_models"])
+
+
+def rows_of(collected: Mapping[str, Any], runs: Sequence[Row], chosen: Chosen) -> list[Row]:
+    if chosen.by:
+        rows = group_rows([row for row in runs if results_choices.fits(row, chosen.find)], chosen.by)
+    else:
+        rows = list(runs) if chosen.view == RUNS else configuration_rows(collected, chosen.over)
+    return rows if chosen.by else [row for row in rows if results_choices.fits(row, chosen.find)]
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def table(root: str, rows: Sequence[Row], chosen: Chosen) -> list[Row]:
+    """Draws it; the rows that are ticked."""
+    columns = results_choices.columns(rows, chosen)
+    frame, shown_as = results_table.frame(
+        rows,
+        columns.setup,
+        columns.params,
+        columns.metrics,
+        chosen.beside,
+        results_data.training_seconds(root),
+        results_data.published(root),
+        spread=bool(chosen.by),
+    )
+    # ticks are places: where the rows are others, they would be of others
+    these = hashlib.sha256("\n".join(row.label for row in rows).encode()).hexdigest()[:12]
+    event = st.dataframe(
+        frame,
+        column_config=shown_as,
+        hide_index=True,
+        placeholder="",
+        row_height=ROW_HEIGHT,
+        height=ROW_HEIGHT * min(len(rows), VISIBLE) + ROW_HEIGHT + 4,
+        on_select="rerun",
+        selection_mode="multi-row",
+        key=f"table {these}",
+        alt=f"Results of {len(rows)} {chosen.unit}",
+    )
+    return [rows[at] for at in event["selection"]["rows"] if at < len(rows)]
+
+
+def actions(picked: Sequence[Row], chosen: Chosen, collected: Mapping[str, Any]) -> None:
+    """What can be done with the rows that are ticked, and the downloads."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        curves = st.button(
+            "Curves of these", icon=":material/show_chart:", disabled=not picked, help="Tick one row or more."
+        )
+        two = len(picked) == 2 and not chosen.by
+        compare = st.button(
+            "Compare these two",
+            icon=":material/compare_arrows:",
+            disabled=not two,
+            help="Tick two configurations or runs.",
+        )
+        st.space("stretch")
+        with st.popover("Download", icon=":material/download:"):
+            downloads(collected)
+    tags = list(choices.tags())
+    labels = [label for row in picked for label in (row.runs if chosen.by else [row.label])]
+    if curves:
+        st.switch_page("screens/curves.py", query_params={"tag": tags, "runs": labels})
+    if compare:
+        st.switch_page("screens/compare.py", query_params={"tag": tags, "a": labels[0], "b": labels[1]})
+
+
+def downloads(collected: Mapping[str, Any]) -> None:
+    """What `cdpo results` gives for the tags that are shown; made when it is asked for."""
+    tables = results_tables(collected)
+    for label, name, mime, data in (
+        ("CSV", "results.csv", "text/csv", lambda: to_csv(collected)),
+        ("JSON", "results.json", "application/json", lambda: json.dumps(collected)),
+        ("LaTeX", "results.tex", "text/x-tex", lambda: typeset(tables, "latex", "results")),
+        ("Markdown", "results.md", "text/markdown", lambda: typeset(tables, "markdown", "results")),
+    ):
+        st.download_button(label, data, name, mime, on_click="ignore", key=f"download {name}", width="stretch")
+
+
+def told(rows: Sequence[Row], chosen: Chosen) -> None:
+    """What the numbers are: splits, intervals, remarks. None of it is left to be guessed."""
+    cells = [(name, cell) for row in rows for name, cell in row.cells.items()]
+    splits = " and ".join(f"`{split}`" for split in dict.fromkeys(cell.split for _, cell in cells))
+    if chosen.by:
+        lines = [f"Means over runs, on the split {splits}; bars from the lowest to the highest run, no intervals."]
+    elif chosen.over == SEEDS:
+        lines = [f"Means on the split {splits}; 95 % intervals over seeds, conditional on these prompts."]
+    else:
+        lines = [
+            f"Means on the split {splits}; 95 % intervals over prompts, conditional on the seeds, the trained models, "
+            "their responses and who scored them."
+        ]
+    methods = {row.setup.get("method", "several") for row in rows}
+    training = [words(name) for name in metrics_of(rows) if of_training(name)]
+    if cells and len(methods) > 1 and training:
+        what = ", ".join(training[:3])
+        lines.append(f"Training itself measured {what}: for different methods these are different things.")
+    if cells:
+        st.caption(" ".join(lines))
+    for at, mark in enumerate(results_table.marks_of(rows), start=1):
+        meaning = next((text for end, text in MEANINGS.items() if mark.endswith(end)), "")
+        st.html(f"<small>⚠ {at}&ensp;{look.as_text(mark)}{'. ' * bool(meaning)}{look.as_text(meaning)}</small>")
+    fixed: dict[str, dict[str, None]] = {}
+    for name, cell in cells:
+        fixed.setdefault(cell.conditional_on, {})[words(name)] = None
+    if fixed and not chosen.by:
+        with st.expander("What exactly the intervals hold fixed"):
+            st.dataframe(
+                [{"interval": text, "of": ", ".join(names)} for text, names in fixed.items()],
+                placeholder="",
+                hide_index=True,
+            )
+
+
+# -- below -------------------------------------------------------------------------------------------------------------
+
+
+def figure(rows: Sequence[Row], chosen: Chosen) -> None:
+    st.subheader("One metric of all rows", anchor=False)
+    metrics = metrics_of(rows)
+    first = next((at for at, name in enumerate(metrics) if not of_training(name)), 0)
+    metric = st.selectbox(
+        "Metric",
+        metrics,
+        first,
+        key="metric",
+        bind="query-params",
+        format_func=words,
+        label_visibility="collapsed",
+        width=420,
+    )
+    having = [row for row in rows if metric in row.cells]
+    lacking = len(rows) - len(having)
+    notes = []
+    if len(having) > results_chart.MOST:
+        notes.append(f"The first {results_chart.MOST} of {len(having)} rows; tick rows in the table to see others.")
+    if lacking:
+        notes.append(f"{count(lacking, 'row')} without it {'is' if lacking == 1 else 'are'} not drawn.")
+    having = having[: results_chart.MOST]
+    charts.show(results_chart.chart(having, metric, bool(chosen.by)), f"results {metric}")
+    held = dict.fromkeys(f"{row.cells[metric].conditional_on} (split {row.cells[metric].split})" for row in having)
+    notes.append("; ".join(list(held)[:3]) + ("; ..." if len(held) > 3 else ""))
+    for note in notes:
+        st.html(f"<small>{look.as_text(note)}</small>")
+
+
+def selections(found: Sequence[Mapping[str, Any]], every: bool) -> None:
+    """Which swept values were chosen, as `cdpo results` tells it."""
+    if not found:
+        return
+    with st.expander("How swept values were chosen", icon=":material/rule:", expanded=False):
+        for title, rows in selection_tables(found):
+            st.text(title)
+            st.dataframe([dict(zip(SELECTION_HEAD, row, strict=True)) for row in rows], hide_index=True)
+
+
+def reward_models(models: Sequence[Mapping[str, Any]]) -> None:
+    """How good the reward models are themselves."""
+    models = [model for model in models if model["metrics"]]
+    if not models:
+        return
+    st.subheader("Reward models", anchor=False)
+    metrics = list(dict.fromkeys(name for model in models for name in model["metrics"]))
+    st.caption("On the pairs that are held out, with 95 % intervals over prompts.")
+    frame, shown_as = results_table.reward_models(models, metrics)
+    st.dataframe(frame, column_config=shown_as, hide_index=True, placeholder="", row_height=ROW_HEIGHT)
+
+
+page()

@@ -1,0 +1,130 @@
+"""Reads the texts of runs: all that belongs to one prompt; of all prompts, only their beginnings, or what is asked."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdpo.report.by_prompt import answers
+from cdpo.report.reading import RunScores
+from cdpo.report.words import share_different
+from cdpo.score.scores import FILE, SAMPLES, column_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+#: of a response, without its tokens and their probabilities
+RESPONSE = ("prompt", "chosen", "sample", "temperature", "response", "response_tokens", "finish_reason", "split")
+#: characters of a prompt that stand for it in a list
+OPENING = 120
+
+
+def responses(run: RunScores, prompt_id: str) -> list[dict[str, Any]]:
+    """The run's responses to one prompt, by the names of RESPONSE; none where it has none."""
+    file = answers(run)
+    return [] if file is None else _rows(file, prompt_id, RESPONSE)
+
+
+def rejected(run: RunScores, split: str, prompt_id: str) -> list[dict[str, str]] | None:
+    """The data's rejected response to a prompt, as messages; None where the run's data has none."""
+    for gives, folder in reversed(run.folders):
+        file = folder / "out" / f"{split}.parquet"
+        if gives == "data" and file.exists():
+            rows = _rows(file, prompt_id, ("rejected",))
+            if rows and rows[0].get("rejected"):
+                found: list[dict[str, str]] = rows[0]["rejected"]
+                return found
+    return None
+
+
+def scores(run: RunScores, prompt_id: str, sample: int) -> dict[str, tuple[float | None, float | None]]:
+    """By reward (`reward`, `gold`, `reward/PP` of several): the score of one response, and that of the data's chosen
+    one; None for no score."""
+    labelled: list[tuple[str | None, Path]] = [(label, each.folder) for label, each in run.scored.items()]
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for label, folder in labelled or [(None, folder) for gives, folder in run.folders if gives == "scores"]:
+        several = folder / "out" / SAMPLES
+        rows = _rows(several if several.exists() else folder / "out" / FILE, prompt_id)
+        own = [row for row in rows if row.get("sample", sample) == sample]
+        for name in own[0] if own else ():
+            if name.endswith("_generated"):
+                kind = name.removesuffix("_generated")
+                values = own[0][name], own[0].get(f"{kind}_chosen")
+                found.setdefault(column_name(kind, label if kind != "gold" else None), values)
+    return found
+
+
+def verdicts(folder: Path, prompt_id: str, sample: int) -> list[dict[str, Any]]:
+    """What a judge's step asked about one response: {order, verdict, first, second, rating, why, answer, model}."""
+    columns = ("sample", "order", "verdict", "first", "second", "rating", "why", "answer", "model")
+    return [
+        row for row in _rows(folder / "out" / "verdicts.parquet", prompt_id, columns) if row["sample"] in (sample, None)
+    ]
+
+
+def openings(run: RunScores) -> dict[str, str]:
+    """By prompt: how its last message begins."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    file = answers(run)
+    if file is None:
+        return {}
+    table = pq.read_table(file, columns=["prompt_id", "prompt"], use_threads=False)
+    messages = table["prompt"].combine_chunks()
+    last = pc.subtract(pc.add(messages.offsets[:-1], pc.list_value_length(messages)), 1)
+    words = pc.utf8_slice_codeunits(pc.struct_field(messages.values.take(last), "content"), 0, OPENING)
+    return dict(zip(table["prompt_id"].to_pylist(), words.to_pylist(), strict=True))
+
+
+def holding(runs: list[RunScores], text: str) -> set[str]:
+    """The prompts where one of the runs' responses, or a message of the prompt, holds `text`, in whatever case."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    found: set[str] = set()
+    for run in runs:
+        file = answers(run)
+        if file is None:
+            continue
+        table = pq.read_table(file, columns=["prompt_id", "prompt", "response"], use_threads=False)
+        here = pc.fill_null(pc.match_substring(table["response"], text, ignore_case=True), False)
+        found |= set(table["prompt_id"].filter(here).to_pylist())
+        messages = table["prompt"].combine_chunks()
+        said = pc.struct_field(pc.list_flatten(messages), "content")
+        rows = pc.list_parent_indices(messages).filter(
+            pc.fill_null(pc.match_substring(said, text, ignore_case=True), False)
+        )
+        found |= set(table["prompt_id"].take(rows).to_pylist())
+    return found
+
+
+def different(a: RunScores, b: RunScores) -> "pd.Series":
+    """By prompt that both answered: how different the words of their first responses are, from 0 to 1."""
+    import pandas as pd
+
+    ours, theirs = (_first_responses(run) for run in (a, b))
+    shared = [each for each in ours if each in theirs]
+    return pd.Series([share_different(ours[each], theirs[each]) for each in shared], index=shared, dtype=float)
+
+
+def _first_responses(run: RunScores) -> dict[str, str]:
+    import pyarrow.parquet as pq
+
+    file = answers(run)
+    if file is None:
+        return {}
+    table = pq.read_table(file, columns=["prompt_id", "response"], use_threads=False)
+    # the last of equal keys stays: from the last row to the first
+    pairs = zip(table["prompt_id"].to_pylist()[::-1], table["response"].to_pylist()[::-1], strict=True)
+    return {each: text or "" for each, text in pairs}
+
+
+def _rows(file: Path, prompt_id: str, columns: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
+    """The rows of one prompt, in the file's order, with those of `columns` that the file has."""
+    import pyarrow.dataset as ds
+
+    data: Any = ds.dataset(file, format="parquet")
+    wanted = [name for name in columns or data.schema.names if name in data.schema.names]
+    table: pa.Table = data.to_table(columns=wanted, filter=ds.field("prompt_id") == prompt_id, use_threads=False)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
