@@ -15,6 +15,7 @@ from cdpo.store import Store
 from cdpo.viewer import choices, datasets_filters, datasets_report, datasets_row, look, source
 from cdpo.viewer import datasets_data as reading
 from cdpo.viewer.datasets_filters import named
+from cdpo.viewer.responses import escaped
 
 PAGE = 25
 #: characters of a text in the table
@@ -59,7 +60,7 @@ def page() -> None:
         [ROWS, AGREEMENT, EXPORT],
         default=ROWS,
         required=True,
-        key="show",
+        key="section",
         bind="query-params",
         label_visibility="collapsed",
         width="stretch",
@@ -75,9 +76,12 @@ def page() -> None:
 
 def _start_anew() -> None:
     """Another dataset: its rows have other names and other numbers."""
-    for key in list(st.session_state):
-        if str(key) in ("row", "page", "by", "order", "text", "only") or str(key).startswith("range_"):
-            del st.session_state[key]
+    st.session_state.update({"row": "", "page": 1, "words": "", "where": [], "sort": datasets_filters.STORED})
+    for key in [str(each) for each in st.session_state]:
+        if key.startswith("range_"):
+            st.session_state[key] = (-np.inf, np.inf)
+    # those that the other has too stay chosen, by the URL
+    st.session_state.pop("numbers", None)
 
 
 def _reviewer(column: Any) -> str:
@@ -140,7 +144,9 @@ def _rows(
         if not rows.is_single(content):
             blind = st.toggle("Hide which is which", key="blind", bind="query-params")
         datasets_row.moved(lambda step: _id(view, shown.beside(place, step)))
-        st.button("List", icon=":material/list:", shortcut="Esc", on_click=datasets_row.turn, args=(None,), key="list")
+        st.button(
+            "List", icon=":material/list:", shortcut="Esc", on_click=datasets_row.turn, args=(None,), key="review_list"
+        )
     where = acts.Place(split, row, rows.content_hash(content))
     numbers = {name: float(values[place]) for name, values in measures.items()}
     datasets_row.show(datasets_row.At(store, of, content, where, reviewer, numbers, reviews.get(where, {})), blind)
@@ -231,4 +237,7 @@ def _begin(value: Any) -> str:
     return text[:BEGINNING] + (" ..." if len(text) > BEGINNING else "")
 
 
-page()
+try:
+    page()
+except CdpoError as error:
+    st.error(escaped(str(error)))
