@@ -64,7 +64,7 @@ def _conversation(at: At) -> None:
 
 
 def _responses(at: At, blind: bool, swapped: bool) -> None:
-    if "response" in at.row:
+    if rules.is_answer(at.row):
         sides = [("Response", at.row["response"], "response")]
         if at.row.get("chosen"):
             sides.append(("The dataset's own answer, for comparison", _content(at.row["chosen"]), ""))
@@ -235,7 +235,7 @@ def _refs_of(at: At) -> Sequence[Mapping[str, Any]]:
 
 
 def _rendered(at: At, folder: Path) -> None:
-    single = "response" in at.row
+    single = rules.is_answer(at.row)
     try:
         with st.spinner("Reading the tokenizer ..."):
             found = reading.renderer().ask(rendering.request(folder, at.row))

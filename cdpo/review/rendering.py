@@ -15,6 +15,7 @@ from typing import Any
 from cdpo.errors import CdpoError, DamagedFile, UsageError
 from cdpo.files import read_json
 from cdpo.pipeline import pipelines
+from cdpo.review.rows import is_answer
 from cdpo.store import Store
 from cdpo.store.names import short
 
@@ -48,7 +49,7 @@ def request(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, DamagedFile, KeyError, TypeError) as error:
         raise UsageError(f"{folder}/step.json cannot be read: {error}") from error
     responses = [row[name][0]["content"] for name in ("chosen", "rejected") if row.get(name)]
-    if "response" in row:
+    if is_answer(row):
         responses = [row["response"]]
     return {
         "folder": str(folder / "out"),

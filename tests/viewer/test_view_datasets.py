@@ -313,8 +313,8 @@ def test_rows_are_found_by_what_reviewers_said(own, open_page):
     prompts = [row["prompt"][0]["content"] for row in train(own)]
     app = ok(open_page(own, reviewer="Bob", where="reviewers disagree"))
     assert list(app.dataframe[0].value["prompt"]) == prompts[1:3]
-    assert list(app.dataframe[0].value["mine"]) == ["rejected", "bad"]
-    assert list(app.dataframe[0].value["votes"]) == ["chosen 1, rejected 1", "tie 1, bad 1"]
+    assert list(app.dataframe[0].value["my vote"]) == ["rejected", "bad"]
+    assert list(app.dataframe[0].value["all votes"]) == ["chosen 1, rejected 1", "tie 1, bad 1"]
     app = ok(open_page(own, reviewer="Bob", where="not yet by me"))
     assert app.dataframe[0].value["prompt"][0] == prompts[3]
     assert "**1,997** of 2,000 rows fit" in texts(app)

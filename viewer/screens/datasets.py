@@ -21,10 +21,10 @@ PAGE = 25
 #: characters of a text in the table
 BEGINNING = 160
 _WIDTHS = {
-    "mine": st.column_config.TextColumn("my vote", width=90),
-    "votes": st.column_config.TextColumn(width=130),
-    "flags": st.column_config.TextColumn("flag", width=50),
-    **{name: st.column_config.TextColumn(width="medium") for name in rows.TEXTS},
+    "my vote": st.column_config.TextColumn(width=90),
+    "all votes": st.column_config.TextColumn(width=130),
+    "flag ": st.column_config.TextColumn(width=50),
+    **{name: st.column_config.TextColumn(width="medium") for name in ("prompt", "chosen", "rejected", "response")},
 }
 ROWS, AGREEMENT, EXPORT = "Rows", "Agreement", "Export"
 
@@ -181,7 +181,7 @@ def _table(
     number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
     places = tuple(int(each) for each in shown.fitting[(number - 1) * PAGE : number * PAGE])
     table = _page(reading.texts(str(path), when, places), places, view, measures, split, reviews, reviewer, shown.by)
-    ids = list(table.pop("row"))
+    ids = [_id(view, place) for place in places]
     spot.dataframe(
         table,
         hide_index=True,
@@ -194,7 +194,7 @@ def _table(
     )
 
 
-def _open(key: str, ids: list[str]) -> None:
+def _open(key: str, ids: list[str | None]) -> None:
     chosen = st.session_state[key]["selection"]["rows"]
     if chosen:
         datasets_row.turn(ids[chosen[0]])
@@ -210,21 +210,20 @@ def _page(
     reviewer: str,
     by: tuple[str, ...],
 ) -> pd.DataFrame:
-    ids = [_id(view, place) for place in places]
-    columns: dict[str, list[Any]] = {"row": ids}
+    columns: dict[str, list[Any]] = {}
     # what is said of another text than the row has now says nothing of it
     of_row = [
-        reviews.get(acts.Place(split, str(row), rows.content_hash(each)), {})
-        for row, each in zip(ids, texts, strict=True)
+        reviews.get(acts.Place(split, str(_id(view, place)), rows.content_hash(each)), {})
+        for place, each in zip(places, texts, strict=True)
     ]
     if any(of_row):
         if reviewer:
-            columns["mine"] = [(each[reviewer].vote or "") if reviewer in each else "" for each in of_row]
-        columns["votes"] = [reading.counted(acts.votes(each)) for each in of_row]
-        columns["flags"] = ["⚑" if any(review.flag for review in each.values()) else "" for each in of_row]
+            columns["my vote"] = [(each[reviewer].vote or "") if reviewer in each else "" for each in of_row]
+        columns["all votes"] = [reading.counted(acts.votes(each)) for each in of_row]
+        columns["flag "] = ["⚑" if any(review.flag for review in each.values()) else "" for each in of_row]
     columns |= {name: [float(measures[name][place]) for place in places] for name in by}
     columns["prompt"] = [_begin(each["prompt"]) for each in texts]
-    for name in ("response",) if "response" in texts[0] else ("chosen", "rejected"):
+    for name in rows.texts_of(texts[0])[1:]:
         if any(each.get(name) for each in texts):
             columns[name] = [_begin(each.get(name)) for each in texts]
     columns |= {name: [float(each[place]) for place in places] for name, each in measures.items() if name not in by}
