@@ -55,6 +55,11 @@ def named(measure: str) -> str:
     return _NAMES.get(measure, measure)
 
 
+def whole(measure: str) -> bool:
+    """Whether it counts something."""
+    return measure.endswith(("_chars", "_tokens"))
+
+
 def first_measures(measures: Mapping[str, np.ndarray]) -> list[str]:
     """What most want to see: the length of the response, and the number that says most about the row."""
     length = next((name for name in ("chosen_chars", "response_chars", "prompt_chars") if name in measures), None)

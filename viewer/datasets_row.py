@@ -16,7 +16,7 @@ from cdpo.review.sources import Source
 from cdpo.store import Store
 from cdpo.viewer import data, look, source
 from cdpo.viewer import datasets_data as reading
-from cdpo.viewer.datasets_filters import named
+from cdpo.viewer.datasets_filters import named, whole
 from cdpo.viewer.responses import escaped, show_messages, show_text
 
 #: what is said of a vote, and the key that gives it
@@ -110,7 +110,11 @@ def _belongs(name: str, sides: Sequence[str]) -> bool:
 
 
 def _listed(numbers: Mapping[str, float]) -> str:
-    return " · ".join(f"{escaped(named(name))} {value:.4g}" for name, value in numbers.items() if np.isfinite(value))
+    return " · ".join(
+        f"{escaped(named(name))} {value:{',.0f' if whole(name) else '.4g'}}"
+        for name, value in numbers.items()
+        if np.isfinite(value)
+    )
 
 
 def _content(messages: Sequence[Mapping[str, str]]) -> str:

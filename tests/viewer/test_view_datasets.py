@@ -201,7 +201,7 @@ def test_a_text_is_only_a_text(tmp_path, open_page):
     data = [{"prompt": [user(NASTY)], "chosen": [assistant(NASTY)], "rejected": [assistant("x" * 1_000_000)]}]
     store = small(tmp_path, data)
     app = ok(open_page(store))
-    assert NASTY in app.dataframe[0].value["chosen"][0]
+    assert app.dataframe[0].value["chosen"][0] == NASTY.replace("\x1b", "�").replace("\u202e", "�")
     assert len(app.dataframe[0].value["rejected"][0]) < 300
     app = ok(open_page(store, row=rows.row_ids(read_split(sources.find(Store(store), "small").folder, "train"))[0]))
     assert "<script>" not in htmls(app)
@@ -385,6 +385,8 @@ def test_data_whose_files_are_gone_or_damaged_is_told(tmp_path, open_page):
     assert not app.exception
     assert "cannot be read" in app.error[0].value
     file.unlink()
+    assert "No data yet." in texts(ok(open_page(store)))
+    finish(Store(store), "GEN", "gone", key("gen"))
     assert "Its files are gone." in texts(ok(open_page(store)))
 
 

@@ -15,7 +15,7 @@ from cdpo.store import Store
 from cdpo.viewer import choices, datasets_filters, datasets_report, datasets_row, look, source
 from cdpo.viewer import datasets_data as reading
 from cdpo.viewer.datasets_filters import named
-from cdpo.viewer.responses import escaped
+from cdpo.viewer.responses import escaped, label
 
 PAGE = 25
 #: characters of a text in the table
@@ -46,11 +46,11 @@ def page() -> None:
         )
         return
     first, second, third, fourth = st.columns([3.4, 1.1, 1.5, 2.4], vertical_alignment="bottom")
-    label = first.selectbox("Data", list(known), key="data", bind="query-params", on_change=_start_anew)
-    splits = known[label].splits()
+    chosen = first.selectbox("Data", list(known), key="data", bind="query-params", on_change=_start_anew)
+    splits = known[chosen].splits()
     if not splits:
         look.empty(
-            "Its files are gone.", f"{known[label].folder} holds no rows any more.", f"cdpo redo {known[label].key}"
+            "Its files are gone.", f"{known[chosen].folder} holds no rows any more.", f"cdpo redo {known[chosen].key}"
         )
         return
     split = second.selectbox("Split", list(splits), key="split", bind="query-params", on_change=_start_anew)
@@ -65,13 +65,13 @@ def page() -> None:
         label_visibility="collapsed",
         width="stretch",
     )
-    reviews = reading.reviews(store, known[label].key)
+    reviews = reading.reviews(store, known[chosen].key)
     if view == AGREEMENT:
-        datasets_report.agreement(known[label], reviews, lambda of: _numbers(root, label, tags, splits[of]))
+        datasets_report.agreement(known[chosen], reviews, lambda of: _numbers(root, chosen, tags, splits[of]))
     elif view == EXPORT:
-        datasets_report.exports(store, known[label], reviews, split)
+        datasets_report.exports(store, known[chosen], reviews, split)
     else:
-        _rows(store, known[label], split, splits[split], reviewer, reviews, tags)
+        _rows(store, known[chosen], split, splits[split], reviewer, reviews, tags)
 
 
 def _start_anew() -> None:
@@ -189,7 +189,11 @@ def _table(
         key=f"table_{of.key}",
         on_select=lambda: _open(f"table_{of.key}", ids),
         selection_mode="single-row",
-        column_config=_WIDTHS | {name: st.column_config.NumberColumn(named(name), format="%.4g") for name in measures},
+        column_config=_WIDTHS
+        | {
+            name: st.column_config.NumberColumn(named(name), format="%d" if datasets_filters.whole(name) else "%.4g")
+            for name in measures
+        },
         height=35 * (len(table) + 1) + 3,
     )
 
@@ -233,7 +237,7 @@ def _page(
 def _begin(value: Any) -> str:
     """The beginning of a text, or of the last message of several."""
     text = value if isinstance(value, str) else value[-1]["content"] if value else ""
-    return text[:BEGINNING] + (" ..." if len(text) > BEGINNING else "")
+    return label(text, BEGINNING)
 
 
 try:
