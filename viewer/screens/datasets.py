@@ -237,7 +237,8 @@ def _page(
 def _begin(value: Any) -> str:
     """The beginning of a text, or of the last message of several."""
     text = value if isinstance(value, str) else value[-1]["content"] if value else ""
-    return label(text, BEGINNING)
+    beginning: str = label(text, BEGINNING)
+    return beginning
 
 
 try:
