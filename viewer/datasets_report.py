@@ -14,6 +14,7 @@ from cdpo.review import acts, export, publish, rows, summary
 from cdpo.review.sources import Source
 from cdpo.stats.intervals import Estimate
 from cdpo.store import Store
+from cdpo.viewer import datasets_data as reading
 from cdpo.viewer import look
 from cdpo.viewer.datasets_filters import named
 from cdpo.viewer.responses import escaped
@@ -121,7 +122,7 @@ def exports(store: Store, source: Source, reviews: acts.Reviews, split: str) -> 
     st.write(what)
     keep = st.toggle("Keep flagged rows", key="flagged", bind="query-params")
     try:
-        made = export.export(source, reviews, keep_flagged=keep)
+        made = reading.exported(store, source, keep)
     except CdpoError as error:
         st.error(escaped(str(error)))
         return
