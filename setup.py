@@ -8,6 +8,14 @@ setup(
     package_data={
         "cdpo.configs": ["*.yaml", "**/*.yaml"],
         "cdpo": ["py.typed"],
-        "cdpo.viewer": ["screens/*.py", "*.css", ".streamlit/config.toml", "README.md", "requirements.txt"],
+        "cdpo.viewer": [
+            "screens/*.py",
+            "*.css",
+            "*.svg",
+            "*.html",
+            ".streamlit/config.toml",
+            "README.md",
+            "requirements.txt",
+        ],
     },
 )

@@ -5,7 +5,7 @@ import streamlit as st
 from cdpo.viewer import choices, look, source
 from cdpo.viewer.data import is_busy
 
-st.set_page_config(page_title="cdpo", page_icon=":material/science:", layout="wide")
+st.set_page_config(page_title="cdpo", page_icon=str(look.ICON), layout="wide")
 look.style()
 
 source.use_env_file()

@@ -61,17 +61,17 @@ def downloads(chart: Any, name: str) -> None:
 
 def figure_json(chart: Any) -> str:
     """The figure with its data, for https://vega.github.io/editor or `altair.Chart.from_json`."""
-    return json.dumps(_for_paper(chart).to_dict(), indent=1)
+    return json.dumps(for_paper(chart).to_dict(), indent=1)
 
 
-def figure_png(chart: Any) -> bytes:
+def figure_png(chart: Any, sharpness: float = SHARPNESS) -> bytes:
     """The figure on white, drawn here: no network, no browser."""
     stream = io.BytesIO()
-    _for_paper(chart).save(stream, format="png", scale_factor=SHARPNESS)
+    for_paper(chart).save(stream, format="png", scale_factor=sharpness)
     return stream.getvalue()
 
 
-def _for_paper(chart: Any) -> Any:
+def for_paper(chart: Any) -> Any:
     """As a file has neither the page's width nor its theme, the figure brings its own."""
     wide = chart.properties(width=760) if isinstance(chart, alt.Chart | alt.LayerChart) else chart
     return (

@@ -55,7 +55,19 @@ def chart(drawn: Sequence[Drawn], names: Sequence[str], metric: str, x: str, leg
     table = frame(drawn, x)
     few = table.groupby("line")["x"].transform("size") <= FEW
     here = [name for name in names if name in set(table["line"])]
-    kept = alt.Legend(title=None, orient="bottom", columns=2, labelLimit=0, symbolType="stroke") if legend else None
+    kept = (
+        alt.Legend(
+            title=None,
+            orient="bottom",
+            columns=2,
+            labelLimit=0,
+            symbolType="stroke",
+            symbolOpacity=1,
+            symbolStrokeWidth=3,
+        )
+        if legend
+        else None
+    )
     nearest = alt.selection_point(on="pointermove", nearest=True, fields=["line"], empty=True, clear="pointerout")
     scale = alt.Scale(zero=False, nice=False)
     base = alt.Chart(table).encode(

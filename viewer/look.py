@@ -6,6 +6,9 @@ from typing import NoReturn
 
 import streamlit as st
 
+#: of the browser's tab
+ICON = Path(__file__).parent / "icon.svg"
+
 
 def style() -> None:
     """The rules of style that Streamlit's own theme has no words for."""
