@@ -226,7 +226,8 @@ def _training(at: At) -> None:
         help="The text and tokens by a model's own template.",
     ):
         return
-    models = rendering.trained_on(at.store, _refs_of(at), at.source.key)
+    kinds = ("policy",) if rules.is_answer(at.row) else ("policy", "reward")
+    models = rendering.trained_on(at.store, _refs_of(at), at.source.key, kinds)
     if not models:
         st.caption("No model of this store has been trained on it yet, or those that were are not finished.")
         return
@@ -249,7 +250,9 @@ def _rendered(at: At, folder: Path) -> None:
         return
     if single:
         said = "The response was drawn after the prompt as the model's template writes it."
-    st.caption(said + " Counted tokens are marked; special ones are framed.")
+    st.caption(
+        said + (" Special tokens are framed." if single else " Counted tokens are marked; special ones are framed.")
+    )
     if found["left_out"]:
         st.warning(f"This row is left out of the training of this model: {escaped(found['left_out'])}.")
     names = ["response"] if single else [name for name in ("chosen", "rejected") if at.row.get(name)]

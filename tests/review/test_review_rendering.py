@@ -48,6 +48,8 @@ def folders(store: Store) -> dict[str, Path]:
 def test_the_models_that_learned_from_it(store):
     assert list(folders(store)) == ["DPO", "RM", "SFT"]
     assert trained_on(store, store.read_refs(), key("nobody's")) == {}
+    policies = trained_on(store, store.read_refs(), key("prep"), ("policy",))
+    assert [name.partition("/")[0] for name in policies] == ["DPO", "SFT"]
 
 
 def test_it_is_what_training_reads(store):
