@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from cdpo.review import acts, rows, scores, sources
+from cdpo.review import acts, export, rows, scores, sources
 from cdpo.review.rendering import Renderer
 from cdpo.store import Store
 from cdpo.viewer import data
@@ -54,10 +54,31 @@ def hits(path: str, when: int, text: str) -> np.ndarray:
 
 def reviews(store: Store, key: str) -> acts.Reviews:
     """As they stand now: the files are read again when one of them grew."""
-    found: acts.Reviews = _reviews(
-        str(store.root), key, tuple((str(path), path.stat().st_size) for path in acts.files(store, key))
-    )
+    found: acts.Reviews = _reviews(str(store.root), key, _sizes(store, key))
     return found
+
+
+def exported(store: Store, source: sources.Source, keep_flagged: bool) -> export.Exported:
+    """What reviewers decided by now."""
+    files = tuple((str(path), stamp(path)) for path in source.splits().values())
+    found: export.Exported = _exported(str(store.root), source, files, _sizes(store, source.key), keep_flagged)
+    return found
+
+
+def _sizes(store: Store, key: str) -> tuple[tuple[str, int], ...]:
+    return tuple((str(path), path.stat().st_size) for path in acts.files(store, key))
+
+
+@st.cache_data(show_spinner="Gathering the rows ...", max_entries=2)
+def _exported(
+    root: str,
+    _source: sources.Source,
+    files: tuple[tuple[str, int], ...],
+    sizes: tuple[tuple[str, int], ...],
+    keep_flagged: bool,
+) -> export.Exported:
+    said = acts.read_reviews(Store(Path(root)), _source.key)
+    return export.export(_source, said, keep_flagged=keep_flagged)
 
 
 @st.cache_data(show_spinner=False, max_entries=4)

@@ -1,6 +1,5 @@
 """Which rows are shown, and in which order: by ranges of their numbers, by text, by what reviewers said."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import streamlit as st
 
 from cdpo.review import acts, rows
 from cdpo.viewer import datasets_data as reading
+from cdpo.viewer.responses import escaped
 
 BINS = 32
 #: of a histogram, in pixels
@@ -55,9 +55,9 @@ def named(measure: str) -> str:
     return _NAMES.get(measure, measure)
 
 
-def plain(text: str) -> str:
-    """`text` for places that understand Markdown, as it is."""
-    return re.sub(r"([\\`*_\[\]$:#~<>|])", r"\\\1", text)
+def whole(measure: str) -> bool:
+    """Whether it counts something."""
+    return measure.endswith(("_chars", "_tokens"))
 
 
 def first_measures(measures: Mapping[str, np.ndarray]) -> list[str]:
@@ -92,18 +92,18 @@ def choose(
     with st.expander("Filters and histograms", icon=":material/filter_alt:", expanded=opened):
         left, middle, right = st.columns([2, 2, 1], vertical_alignment="bottom")
         text = left.text_input(
-            "Text", key="text", bind="query-params", placeholder="in the prompt or a response", max_chars=200
+            "Text", key="words", bind="query-params", placeholder="in the prompt or a response", max_chars=200
         )
         by = middle.multiselect(
-            "Numbers", list(measures), first_measures(measures), format_func=named, key="by", bind="query-params"
+            "Numbers", list(measures), first_measures(measures), format_func=named, key="numbers", bind="query-params"
         )
         orders = [STORED, *(f"{how} {named(name)}" for name in measures for how in ("highest", "lowest"))]
-        order = right.selectbox("Order", orders, key="order", bind="query-params")
+        order = right.selectbox("Order", orders, key="sort", bind="query-params")
         only = st.pills(
             "Only rows where ...",
             _marks(measures, reviewer),
             selection_mode="multi",
-            key="only",
+            key="where",
             bind="query-params",
             label_visibility="collapsed",
         )
@@ -160,7 +160,7 @@ def _ranking(order: str, measures: Mapping[str, np.ndarray], count: int) -> np.n
 def _within(name: str, values: np.ndarray) -> np.ndarray:
     """A histogram over a slider: which rows are between its ends; all, with those that have no number, at first."""
     finite = values[np.isfinite(values)]
-    label, key = plain(named(name)), f"range_{name}"
+    label, key = escaped(named(name)), f"range_{name}"
     if not finite.size or finite.min() == finite.max():
         st.caption(f"{label}: {'no row has one' if not finite.size else f'{finite[0]:g} in every row'}")
         return np.ones(len(values), bool)
@@ -204,7 +204,7 @@ def _ends(finite: np.ndarray) -> tuple[float, float, float]:
 def _chosen(key: str, ends: tuple[float, float]) -> tuple[float, float]:
     """What the slider says, brought between its ends: it may be left from another dataset."""
     given = st.session_state.get(key, ends)
-    low, high = (min(max(type(ends[0])(each), ends[0]), ends[1]) for each in given)
+    low, high = (type(ends[0])(min(max(each, ends[0]), ends[1])) for each in given)
     if key in st.session_state and (low, high) != tuple(given):
         st.session_state[key] = (low, high)
     return low, high

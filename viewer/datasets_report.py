@@ -1,6 +1,7 @@
 """How far reviewers agree, and what is exported of what they decided."""
 
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from cdpo.review import acts, export, publish, rows, summary
 from cdpo.review.sources import Source
 from cdpo.stats.intervals import Estimate
 from cdpo.store import Store
+from cdpo.viewer import datasets_data as reading
 from cdpo.viewer import look
-from cdpo.viewer.datasets_filters import named, plain
+from cdpo.viewer.datasets_filters import named
+from cdpo.viewer.responses import escaped
 
 #: of a split: its rows, and their numbers
 Numbers = Callable[[str], tuple[rows.Overview, Mapping[str, np.ndarray]]]
@@ -119,11 +122,11 @@ def exports(store: Store, source: Source, reviews: acts.Reviews, split: str) -> 
     st.write(what)
     keep = st.toggle("Keep flagged rows", key="flagged", bind="query-params")
     try:
-        made = export.export(source, reviews, keep_flagged=keep)
+        made = reading.exported(store, source, keep)
     except CdpoError as error:
-        st.error(plain(str(error)))
+        st.error(escaped(str(error)))
         return
-    st.caption(plain(f"All splits: {made.told()}."))
+    st.caption(escaped(f"All splits: {made.told()}."))
     here = made.splits.get(split, [])
     if not made.rows:
         look.empty(
@@ -156,27 +159,39 @@ def _hub(store: Store, source: Source, reviews: acts.Reviews, made: export.Expor
         settings = read_hub(configs)
         where = _where(settings, store)
     except CdpoError as error:
-        st.error(plain(str(error)))
+        st.error(escaped(str(error)))
         return
     st.markdown("**Publish it as a dataset**")
     st.write(
         f"All splits, every vote and note, and a card that says who voted and how far they agree. It goes to {where}."
     )
-    refused = acts.refusal(store)
+    refused = acts.refusal(store) or _reachable()
     if st.button("Publish", icon=":material/cloud_upload:", key="publish", disabled=refused is not None, help=refused):
         notes: list[str] = []
         try:
             with st.spinner("Publishing ..."):
                 done = publish.push(store, settings, source, reviews, made, notes.append)
         except (CdpoError, OSError) as error:
-            st.error(plain(str(error)))
+            st.error(escaped(str(error)))
             return
-        st.success(f"Published as {plain(done.repo)}.")
+        st.success(f"Published as {escaped(done.repo)}.")
         st.code(done.url, language=None, wrap_lines=True)
+
+
+def _reachable() -> str | None:
+    """Why whoever looks at this may not publish under this machine's name; None where nobody else can look."""
+    address = st.get_option("server.address") or "0.0.0.0"
+    try:
+        alone = ip_address(address).is_loopback
+    except ValueError:
+        alone = address == "localhost"
+    if alone:
+        return None
+    return "This viewer can be reached from elsewhere: `cdpo review push` publishes, on the machine of the store."
 
 
 def _where(settings: HubSettings, store: Store) -> str:
     if settings.where == "local":
         return f"the hub in the folder `{Path(settings.root_of(store.root))}`"
     seen = "a private dataset" if settings.private else "a **public** dataset"
-    return f"{seen} of {plain(settings.owner or 'the owner of the token')} on the Hugging Face Hub"
+    return f"{seen} of {escaped(settings.owner or 'the owner of the token')} on the Hugging Face Hub"

@@ -14,13 +14,11 @@ from cdpo.review import acts, rendering
 from cdpo.review import rows as rules
 from cdpo.review.sources import Source
 from cdpo.store import Store
-from cdpo.viewer import data, look
+from cdpo.viewer import data, look, source
 from cdpo.viewer import datasets_data as reading
-from cdpo.viewer.datasets_filters import named, plain
+from cdpo.viewer.datasets_filters import named, whole
+from cdpo.viewer.responses import escaped, show_messages, show_text
 
-#: characters of a text that are shown; texts of more than TALL scroll
-MOST, TALL = 20_000, 1_500
-HEIGHT = 420
 #: what is said of a vote, and the key that gives it
 _PAIR = {
     acts.CHOSEN: ("Chosen is better", "1"),
@@ -49,7 +47,7 @@ class At:
 def show(at: At, blind: bool) -> None:
     left, right = st.columns([5, 2], gap="large")
     with left:
-        _conversation(at.row.get("prompt") or [])
+        _conversation(at)
         swapped = blind and int(at.place.content, 16) % 2 == 1
         _responses(at, blind, swapped)
         if not blind:
@@ -60,22 +58,13 @@ def show(at: At, blind: bool) -> None:
             _others(at)
 
 
-def _conversation(prompt: Sequence[Mapping[str, str]]) -> None:
-    with st.container(border=True, height=HEIGHT if sum(len(each["content"]) for each in prompt) > TALL else "content"):
-        for turn in prompt:
-            st.caption(plain(str(turn["role"])))
-            text(turn["content"])
-
-
-def text(content: str) -> None:
-    """Untrusted text as it is; the end of a very long one is left out, and said so."""
-    st.html(f'<div class="cdpo-text" dir="auto">{look.as_text(content[:MOST])}</div>')
-    if len(content) > MOST:
-        st.caption(f"{len(content) - MOST:,} more characters are not shown")
+def _conversation(at: At) -> None:
+    with st.container(border=True):
+        show_messages(list(at.row.get("prompt") or []), key=f"{at.place.row} prompt")
 
 
 def _responses(at: At, blind: bool, swapped: bool) -> None:
-    if "response" in at.row:
+    if rules.is_answer(at.row):
         sides = [("Response", at.row["response"], "response")]
         if at.row.get("chosen"):
             sides.append(("The dataset's own answer, for comparison", _content(at.row["chosen"]), ""))
@@ -91,11 +80,10 @@ def _responses(at: At, blind: bool, swapped: bool) -> None:
             sides = [(f"Response {letter}", content, "") for letter, (_, content, _) in zip("AB", sides, strict=False)]
     if not sides:
         return
-    tall = any(len(content) > TALL for _, content, _ in sides)
     for column, (title, content, of) in zip(st.columns(len(sides)), sides, strict=True):
-        with column, st.container(border=True, height=HEIGHT if tall else "stretch"):
+        with column, st.container(border=True, height="stretch"):
             st.markdown(f"**{title}**")
-            text(content)
+            show_text(content, key=f"{at.place.row} {title}")
             if not blind:
                 _numbers(at.measures, of)
     if not blind:
@@ -122,7 +110,11 @@ def _belongs(name: str, sides: Sequence[str]) -> bool:
 
 
 def _listed(numbers: Mapping[str, float]) -> str:
-    return " · ".join(f"{plain(named(name))} {value:.4g}" for name, value in numbers.items() if np.isfinite(value))
+    return " · ".join(
+        f"{escaped(named(name))} {value:{',.0f' if whole(name) else '.4g'}}"
+        for name, value in numbers.items()
+        if np.isfinite(value)
+    )
 
 
 def _content(messages: Sequence[Mapping[str, str]]) -> str:
@@ -137,7 +129,7 @@ def _form(at: At, blind: bool, swapped: bool) -> None:
     mine = at.said.get(at.reviewer, acts.Review())
     st.markdown("**Your review**")
     if refused is not None:
-        st.warning(plain(refused), icon=":material/lock:")
+        st.warning(escaped(refused), icon=":material/lock:")
     elif not at.reviewer:
         st.info("Write your name above, and what you vote is kept.", icon=":material/person:")
     off = refused is not None or not at.reviewer
@@ -145,7 +137,7 @@ def _form(at: At, blind: bool, swapped: bool) -> None:
         given = mine.vote == vote
         st.button(
             label,
-            key=f"vote_{vote}",
+            key=f"review_{vote}",
             shortcut=key,
             type="primary" if given else "secondary",
             icon=":material/check:" if given else None,
@@ -157,7 +149,7 @@ def _form(at: At, blind: bool, swapped: bool) -> None:
         )
     st.button(
         "Flagged" if mine.flag else "Flag",
-        key="flag",
+        key="review_flag",
         shortcut="F",
         icon=":material/flag:",
         type="primary" if mine.flag else "secondary",
@@ -181,9 +173,12 @@ def _form(at: At, blind: bool, swapped: bool) -> None:
         args=(at, key),
     )
     if message := st.session_state.pop("review_trouble", None):
-        st.error(plain(message))
+        st.error(escaped(message))
     elif mine.time:
         st.caption(f"saved {mine.time[:10]} {mine.time[11:16]} UTC")
+    if not off and source.namespace() is not None:
+        kept = escaped(str(acts.folder(at.store, at.source.key)))
+        st.caption(f"Kept on this machine, in {kept}. Export or publish it, and others have it too.")
 
 
 def _votes(row: Mapping[str, Any], blind: bool, swapped: bool) -> list[tuple[str, str, str]]:
@@ -231,11 +226,12 @@ def _training(at: At) -> None:
         help="The text and tokens by a model's own template.",
     ):
         return
-    models = rendering.trained_on(at.store, _refs_of(at), at.source.key)
+    kinds = ("policy",) if rules.is_answer(at.row) else ("policy", "reward")
+    models = rendering.trained_on(at.store, _refs_of(at), at.source.key, kinds)
     if not models:
         st.caption("No model of this store has been trained on it yet, or those that were are not finished.")
         return
-    label = st.selectbox("Model", list(models), key="model", bind="query-params", format_func=lambda each: each[:-13])
+    label = st.selectbox("Model", list(models), key="model", bind="query-params")
     _rendered(at, models[label])
 
 
@@ -244,19 +240,21 @@ def _refs_of(at: At) -> Sequence[Mapping[str, Any]]:
 
 
 def _rendered(at: At, folder: Path) -> None:
-    single = "response" in at.row
+    single = rules.is_answer(at.row)
     try:
         with st.spinner("Reading the tokenizer ..."):
             found = reading.renderer().ask(rendering.request(folder, at.row))
         all_count, said = rendering.counts(folder)
     except CdpoError as error:
-        st.error(plain(str(error)))
+        st.error(escaped(str(error)))
         return
     if single:
         said = "The response was drawn after the prompt as the model's template writes it."
-    st.caption(said + " Counted tokens are marked; special ones are framed.")
+    st.caption(
+        said + (" Special tokens are framed." if single else " Counted tokens are marked; special ones are framed.")
+    )
     if found["left_out"]:
-        st.warning(f"This row is left out of the training of this model: {plain(found['left_out'])}.")
+        st.warning(f"This row is left out of the training of this model: {escaped(found['left_out'])}.")
     names = ["response"] if single else [name for name in ("chosen", "rejected") if at.row.get(name)]
     shown = names[:1] if folder.parent.name == "SFT" else names
     for column, at_side, name in zip(st.columns(max(1, len(shown))), range(len(shown)), shown, strict=False):
@@ -296,7 +294,7 @@ def moved(go: Callable[[int], str | None]) -> None:
         "Previous",
         shortcut="Left",
         disabled=before is None,
-        key="previous",
+        key="review_previous",
         on_click=turn,
         args=(before,),
         width="stretch",
@@ -305,7 +303,7 @@ def moved(go: Callable[[int], str | None]) -> None:
         "Next",
         shortcut="Right",
         disabled=after is None,
-        key="next",
+        key="review_next",
         on_click=turn,
         args=(after,),
         width="stretch",

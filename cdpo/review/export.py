@@ -97,7 +97,7 @@ def _example(
     elif vote is None:
         made.left_out[NO_MAJORITY if given else NO_VOTE] += 1
     elif reading.is_single(row):
-        response = [assistant(row["response"])] if "response" in row else row["chosen"] or []
+        response = [assistant(row["response"])] if reading.is_answer(row) else row["chosen"] or []
         return {"prompt": row["prompt"], "completion": response, "label": vote == GOOD}
     elif vote in (CHOSEN, REJECTED):
         better, worse = (CHOSEN, REJECTED) if vote == CHOSEN else (REJECTED, CHOSEN)

@@ -20,6 +20,8 @@ from cdpo.store import Store
 
 #: of the repository: the rows, one file per split
 DATA = "data"
+#: what the card is tagged with; not as runs are, which the viewer of a namespace looks for
+TAG = "cdpo-review"
 #: beside them: what every reviewer said, also of rows that are not exported
 VOTES = "votes.jsonl"
 
@@ -60,7 +62,7 @@ def card(source: Source, reviews: Reviews, exported: Exported) -> Callable[[Sequ
     def text(paths: Sequence[str]) -> str:
         tables = [path for path in paths if path.startswith(f"{DATA}/") and path.endswith(".parquet")]
         files = [{"split": path.split("/")[1].removesuffix(".parquet"), "path": path} for path in tables]
-        head = {"tags": ["cdpo", "human-feedback"], "configs": [{"config_name": "default", "data_files": files}]}
+        head = {"tags": [TAG, "human-feedback"], "configs": [{"config_name": "default", "data_files": files}]}
         front = f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n"
         return front + "\n".join(_lines(source, reviews, exported)) + "\n"
 

@@ -8,13 +8,14 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cdpo.errors import CdpoError, DamagedFile, UsageError
 from cdpo.files import read_json
 from cdpo.pipeline import pipelines
+from cdpo.review.rows import is_answer
 from cdpo.store import Store
 from cdpo.store.names import short
 
@@ -24,15 +25,18 @@ MOST = 1500
 _TOKENIZER = "tokenizer_config.json"
 
 
-def trained_on(store: Store, refs: Sequence[Mapping[str, Any]], key: str) -> dict[str, Path]:
-    """The finished steps that made a model, of runs that go through the step `key`: `PIPELINE/step` -> its folder."""
+def trained_on(
+    store: Store, refs: Sequence[Mapping[str, Any]], key: str, kinds: Container[str] = ("policy", "reward")
+) -> dict[str, Path]:
+    """The finished steps that made a model (a resource of `kinds`), of runs that go through the step `key`:
+    `PIPELINE/step` -> its folder."""
     finished, known = store.finished(), pipelines()
     found = {}
     for ref in refs:
         keys = [short(each) for each in ref["steps"]]
         for folder in (finished[each] for each in keys if each in finished) if short(key) in keys else ():
             name = folder.parent.name
-            if name in known and known[name].gives in ("policy", "reward"):
+            if name in known and known[name].gives in kinds:
                 found[f"{name}/{folder.name}"] = folder
     return dict(sorted(found.items()))
 
@@ -48,7 +52,7 @@ def request(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, DamagedFile, KeyError, TypeError) as error:
         raise UsageError(f"{folder}/step.json cannot be read: {error}") from error
     responses = [row[name][0]["content"] for name in ("chosen", "rejected") if row.get(name)]
-    if "response" in row:
+    if is_answer(row):
         responses = [row["response"]]
     return {
         "folder": str(folder / "out"),

@@ -5,7 +5,7 @@ A file may hold a million rows, whose texts would fill the memory: texts are onl
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: rows whose texts are in memory at once
-BATCH = 512
+BATCH = 1024
 #: rows at most that a search for a text goes through
 SEARCHED = 100_000
-#: texts, and what a response is called in each kind of file
-TEXTS = ("prompt", "chosen", "rejected", "response")
+#: what a reviewer reads of prepared data, and of responses
+_PAIR, _ANSWER = ("prompt", "chosen", "rejected"), ("prompt", "response")
 #: of responses: the number of the sample, which names a row together with its prompt
 SAMPLE = "sample"
 #: numbers about how a response was drawn, which say nothing about it
@@ -56,8 +56,7 @@ def overview(path: Path) -> Overview:
     file = _open(path)
     schema = file.schema_arrow
     numeric = [f.name for f in schema if _is_number(f.type) and f.name not in _NOT_MEASURES]
-    single = "response" in schema.names
-    with_sample = [SAMPLE] if SAMPLE in schema.names else []
+    with_sample = [SAMPLE] if is_answer(schema.names) and SAMPLE in schema.names else []
     table = file.read(columns=[_IDS, *with_sample, *numeric], use_threads=False)
     ids = table[_IDS].combine_chunks()
     if with_sample and pc.any(pc.greater(table[SAMPLE], 0)).as_py():
@@ -66,10 +65,9 @@ def overview(path: Path) -> Overview:
         ids = pc.if_else(pc.greater(table[SAMPLE].combine_chunks(), 0), named, ids)
     measures = {name: _floats(table[name]) for name in numeric}
     del table
-    # `chosen` of responses is the dataset's own answer, for comparison, and not what is reviewed
-    texts = ["prompt", "response"] if single else ["prompt", "chosen", "rejected"]
+    texts = texts_of(schema.names)
     lengths: dict[str, list[np.ndarray]] = {name: [] for name in texts}
-    for batch in file.iter_batches(batch_size=BATCH, columns=texts, use_threads=False):
+    for batch in file.iter_batches(batch_size=BATCH, columns=[*texts], use_threads=False):
         for name in texts:
             lengths[name].append(_lengths(batch.column(name)))
     measured = {f"{name}_chars": np.concatenate(each) if each else np.empty(0) for name, each in lengths.items()}
@@ -120,7 +118,7 @@ def rows_at(path: Path, positions: Sequence[int]) -> list[dict[str, Any]]:
 
 def row_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """As in Overview, of rows that were read."""
-    return [f"{row[_IDS]}:{row[SAMPLE]}" if row.get(SAMPLE) else str(row[_IDS]) for row in rows]
+    return [f"{row[_IDS]}:{row[SAMPLE]}" if is_answer(row) and row.get(SAMPLE) else str(row[_IDS]) for row in rows]
 
 
 def position(view: Overview, row: str) -> int | None:
@@ -150,12 +148,10 @@ def search(path: Path, text: str, most: int = SEARCHED) -> "np.ndarray":
     import pyarrow.compute as pc
 
     file = _open(path)
-    texts = [name for name in TEXTS if name in file.schema_arrow.names]
-    if "response" in texts:
-        texts.remove("chosen")
+    texts = texts_of(file.schema_arrow.names)
     found: list[np.ndarray] = []
     searched = 0
-    for batch in file.iter_batches(batch_size=BATCH, columns=texts, use_threads=False):
+    for batch in file.iter_batches(batch_size=BATCH, columns=[*texts], use_threads=False):
         hit = np.zeros(len(batch), bool)
         for name in texts:
             counts, contents = _contents(batch.column(name))
@@ -170,14 +166,25 @@ def search(path: Path, text: str, most: int = SEARCHED) -> "np.ndarray":
 
 def content_hash(row: Mapping[str, Any]) -> str:
     """16 hex digits of the sha256 of what a reviewer of the row reads: the prompt and the responses."""
-    parts = {name: _plain(row.get(name)) for name in TEXTS if name != "chosen" or "response" not in row}
+    parts = {name: _plain(row.get(name)) for name in texts_of(row)}
     text = json.dumps({name: part for name, part in parts.items() if part is not None}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def is_single(row: Mapping[str, Any]) -> bool:
     """Whether there is one response to vote on, and no pair."""
-    return "response" in row or not (row.get("chosen") and row.get("rejected"))
+    return is_answer(row) or not (row.get("chosen") and row.get("rejected"))
+
+
+def is_answer(names: Container[str]) -> bool:
+    """Whether a row, or a file, with these columns is a run's response, and no prepared data; which may have a column
+    `response` of its own. `chosen` of responses is the dataset's own answer, for comparison."""
+    return "response" in names and "rejected" not in names
+
+
+def texts_of(names: Container[str]) -> tuple[str, ...]:
+    """The columns that a reviewer reads."""
+    return _ANSWER if is_answer(names) else _PAIR
 
 
 def _plain(value: Any) -> Any:

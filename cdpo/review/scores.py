@@ -31,9 +31,9 @@ def scores_of(store: Store, ref: Mapping[str, Any], key: str, view: Overview) ->
             manifest = store.manifest(folder)
         except (OSError, DamagedFile):
             continue
-        if short(str(manifest["inputs"].get("responses", {}).get("step", key))) != short(key):
+        if short(str((manifest.get("inputs") or {}).get("responses", {}).get("step", key))) != short(key):
             continue
-        metrics = {**known[folder.parent.name].metrics, **(manifest["summary"] or {}).get("metrics", {})}
+        metrics = {**known[folder.parent.name].metrics, **(manifest.get("summary") or {}).get("metrics", {})}
         label = ref.get("labels", {}).get(each)
         columns = _columns(folder / "out", set(metrics.values()), view)
         for metric, column in metrics.items():

@@ -46,13 +46,14 @@ class Source:
 
 
 def sources(store: Store, refs: Iterable[Mapping[str, Any]]) -> dict[str, Source]:
-    """All of a store by their labels: data first, then the responses of the runs `refs`, then those of no run."""
+    """All of a store by their labels: data first, then the responses of the runs `refs`, then those of no run. What is
+    published of a run has its responses, and no data."""
     known = pipelines()
     data: dict[str, Source] = {}
     answers: dict[str, Path] = {}
     for key, path in sorted(store.finished().items(), key=lambda each: each[1]):
         gives = known[path.parent.name].gives if path.parent.name in known else ""
-        if gives in DATA:
+        if gives in DATA and any((path / "out").glob("*.parquet")):
             data[_label(path, data)] = Source(_label(path, data), key, path / "out", False)
         elif gives == RESPONSES:
             answers[key] = path

@@ -79,6 +79,16 @@ def test_a_file_that_is_cut_anywhere_is_a_prefix_and_goes_on(done, cut, after, t
     assert found(read_reviews(store, KEY)) == expected([*before, *(("Ann", *each) for each in after)])
 
 
+def test_a_line_that_lost_its_end_alone_is_whole(tmp_path):
+    store = Store(tmp_path)
+    append(store, KEY, "Ann", WHERE, vote="tie")
+    path = file_of(store, KEY, "Ann")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [each["vote"] for each in read_acts(path)] == ["tie"]
+    append(store, KEY, "Ann", WHERE, vote="bad")
+    assert [each["vote"] for each in read_acts(path)] == ["tie", "bad"]
+
+
 def test_names_that_look_alike_to_a_file_system_stay_apart(tmp_path):
     store = Store(tmp_path / "store")
     names = [

@@ -87,6 +87,18 @@ def test_a_hash_is_of_what_is_read():
     assert rows.content_hash(answer) == rows.content_hash({**answer, "chosen": [assistant("d")]})
 
 
+def test_prepared_data_may_have_a_column_named_response(tmp_path):
+    """As what `cdpo label-bt` writes of a run, prepared again."""
+    write_split(tmp_path, "train", [pair(0, response="said", sample="three")])
+    (row,) = rows.rows_at(tmp_path / "train.parquet", [0])
+    assert not rows.is_single(row)
+    assert rows.content_hash(row) == rows.content_hash(pair(0))
+    view = rows.overview(tmp_path / "train.parquet")
+    assert "chosen_chars" in view.measures
+    assert view.ids.to_pylist() == rows.row_ids([row]) == [row["prompt_id"]]
+    assert rows.search(tmp_path / "train.parquet", "good 0").tolist() == [True]
+
+
 def answers(count: int, samples: int) -> list[dict]:
     return [
         {

@@ -15,15 +15,16 @@ from cdpo.store import Store
 from cdpo.viewer import choices, datasets_filters, datasets_report, datasets_row, look, source
 from cdpo.viewer import datasets_data as reading
 from cdpo.viewer.datasets_filters import named
+from cdpo.viewer.responses import escaped, label
 
 PAGE = 25
 #: characters of a text in the table
 BEGINNING = 160
 _WIDTHS = {
-    "mine": st.column_config.TextColumn("my vote", width=90),
-    "votes": st.column_config.TextColumn(width=130),
-    "flags": st.column_config.TextColumn("flag", width=50),
-    **{name: st.column_config.TextColumn(width="medium") for name in rows.TEXTS},
+    "my vote": st.column_config.TextColumn(width=90),
+    "all votes": st.column_config.TextColumn(width=130),
+    "flag ": st.column_config.TextColumn(width=50),
+    **{name: st.column_config.TextColumn(width="medium") for name in ("prompt", "chosen", "rejected", "response")},
 }
 ROWS, AGREEMENT, EXPORT = "Rows", "Agreement", "Export"
 
@@ -45,11 +46,11 @@ def page() -> None:
         )
         return
     first, second, third, fourth = st.columns([3.4, 1.1, 1.5, 2.4], vertical_alignment="bottom")
-    label = first.selectbox("Data", list(known), key="data", bind="query-params", on_change=_start_anew)
-    splits = known[label].splits()
+    chosen = first.selectbox("Data", list(known), key="data", bind="query-params", on_change=_start_anew)
+    splits = known[chosen].splits()
     if not splits:
         look.empty(
-            "Its files are gone.", f"{known[label].folder} holds no rows any more.", f"cdpo redo {known[label].key}"
+            "Its files are gone.", f"{known[chosen].folder} holds no rows any more.", f"cdpo redo {known[chosen].key}"
         )
         return
     split = second.selectbox("Split", list(splits), key="split", bind="query-params", on_change=_start_anew)
@@ -59,25 +60,28 @@ def page() -> None:
         [ROWS, AGREEMENT, EXPORT],
         default=ROWS,
         required=True,
-        key="show",
+        key="section",
         bind="query-params",
         label_visibility="collapsed",
         width="stretch",
     )
-    reviews = reading.reviews(store, known[label].key)
+    reviews = reading.reviews(store, known[chosen].key)
     if view == AGREEMENT:
-        datasets_report.agreement(known[label], reviews, lambda of: _numbers(root, label, tags, splits[of]))
+        datasets_report.agreement(known[chosen], reviews, lambda of: _numbers(root, chosen, tags, splits[of]))
     elif view == EXPORT:
-        datasets_report.exports(store, known[label], reviews, split)
+        datasets_report.exports(store, known[chosen], reviews, split)
     else:
-        _rows(store, known[label], split, splits[split], reviewer, reviews, tags)
+        _rows(store, known[chosen], split, splits[split], reviewer, reviews, tags)
 
 
 def _start_anew() -> None:
     """Another dataset: its rows have other names and other numbers."""
-    for key in list(st.session_state):
-        if str(key) in ("row", "page", "by", "order", "text", "only") or str(key).startswith("range_"):
-            del st.session_state[key]
+    st.session_state.update({"row": "", "page": 1, "words": "", "where": [], "sort": datasets_filters.STORED})
+    for key in [str(each) for each in st.session_state]:
+        if key.startswith("range_"):
+            st.session_state[key] = (-np.inf, np.inf)
+    # those that the other has too stay chosen, by the URL
+    st.session_state.pop("numbers", None)
 
 
 def _reviewer(column: Any) -> str:
@@ -140,7 +144,9 @@ def _rows(
         if not rows.is_single(content):
             blind = st.toggle("Hide which is which", key="blind", bind="query-params")
         datasets_row.moved(lambda step: _id(view, shown.beside(place, step)))
-        st.button("List", icon=":material/list:", shortcut="Esc", on_click=datasets_row.turn, args=(None,), key="list")
+        st.button(
+            "List", icon=":material/list:", shortcut="Esc", on_click=datasets_row.turn, args=(None,), key="review_list"
+        )
     where = acts.Place(split, row, rows.content_hash(content))
     numbers = {name: float(values[place]) for name, values in measures.items()}
     datasets_row.show(datasets_row.At(store, of, content, where, reviewer, numbers, reviews.get(where, {})), blind)
@@ -175,7 +181,7 @@ def _table(
     number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
     places = tuple(int(each) for each in shown.fitting[(number - 1) * PAGE : number * PAGE])
     table = _page(reading.texts(str(path), when, places), places, view, measures, split, reviews, reviewer, shown.by)
-    ids = list(table.pop("row"))
+    ids = [_id(view, place) for place in places]
     spot.dataframe(
         table,
         hide_index=True,
@@ -183,12 +189,16 @@ def _table(
         key=f"table_{of.key}",
         on_select=lambda: _open(f"table_{of.key}", ids),
         selection_mode="single-row",
-        column_config=_WIDTHS | {name: st.column_config.NumberColumn(named(name), format="%.4g") for name in measures},
+        column_config=_WIDTHS
+        | {
+            name: st.column_config.NumberColumn(named(name), format="%d" if datasets_filters.whole(name) else "%.4g")
+            for name in measures
+        },
         height=35 * (len(table) + 1) + 3,
     )
 
 
-def _open(key: str, ids: list[str]) -> None:
+def _open(key: str, ids: list[str | None]) -> None:
     chosen = st.session_state[key]["selection"]["rows"]
     if chosen:
         datasets_row.turn(ids[chosen[0]])
@@ -204,21 +214,20 @@ def _page(
     reviewer: str,
     by: tuple[str, ...],
 ) -> pd.DataFrame:
-    ids = [_id(view, place) for place in places]
-    columns: dict[str, list[Any]] = {"row": ids}
+    columns: dict[str, list[Any]] = {}
     # what is said of another text than the row has now says nothing of it
     of_row = [
-        reviews.get(acts.Place(split, str(row), rows.content_hash(each)), {})
-        for row, each in zip(ids, texts, strict=True)
+        reviews.get(acts.Place(split, str(_id(view, place)), rows.content_hash(each)), {})
+        for place, each in zip(places, texts, strict=True)
     ]
     if any(of_row):
         if reviewer:
-            columns["mine"] = [(each[reviewer].vote or "") if reviewer in each else "" for each in of_row]
-        columns["votes"] = [reading.counted(acts.votes(each)) for each in of_row]
-        columns["flags"] = ["⚑" if any(review.flag for review in each.values()) else "" for each in of_row]
+            columns["my vote"] = [(each[reviewer].vote or "") if reviewer in each else "" for each in of_row]
+        columns["all votes"] = [reading.counted(acts.votes(each)) for each in of_row]
+        columns["flag "] = ["⚑" if any(review.flag for review in each.values()) else "" for each in of_row]
     columns |= {name: [float(measures[name][place]) for place in places] for name in by}
     columns["prompt"] = [_begin(each["prompt"]) for each in texts]
-    for name in ("response",) if "response" in texts[0] else ("chosen", "rejected"):
+    for name in rows.texts_of(texts[0])[1:]:
         if any(each.get(name) for each in texts):
             columns[name] = [_begin(each.get(name)) for each in texts]
     columns |= {name: [float(each[place]) for place in places] for name, each in measures.items() if name not in by}
@@ -228,7 +237,11 @@ def _page(
 def _begin(value: Any) -> str:
     """The beginning of a text, or of the last message of several."""
     text = value if isinstance(value, str) else value[-1]["content"] if value else ""
-    return text[:BEGINNING] + (" ..." if len(text) > BEGINNING else "")
+    beginning: str = label(text, BEGINNING)
+    return beginning
 
 
-page()
+try:
+    page()
+except CdpoError as error:
+    st.error(escaped(str(error)))
