@@ -117,12 +117,11 @@ def actions(picked: Sequence[Row], chosen: Chosen, collected: Mapping[str, Any])
         st.space("stretch")
         with st.popover("Download", icon=":material/download:"):
             downloads(collected)
-    tags = list(choices.tags())
     labels = [label for row in picked for label in (row.runs if chosen.by else [row.label])]
     if curves:
-        st.switch_page("screens/curves.py", query_params={"tag": tags, "runs": labels})
+        st.switch_page("screens/curves.py", query_params={"runs": labels})
     if compare:
-        st.switch_page("screens/compare.py", query_params={"tag": tags, "a": labels[0], "b": labels[1]})
+        st.switch_page("screens/compare.py", query_params={"a": labels[0], "b": labels[1]})
 
 
 def downloads(collected: Mapping[str, Any]) -> None:
