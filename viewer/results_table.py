@@ -119,15 +119,29 @@ def _add_metric(
         table[f"n {name}"] = [None if cell is None else cell.n for cell in cells]
         shown_as[f"n {name}"] = st.column_config.NumberColumn("n", format="%d", help=f"averaged for `{name}`")
     if BAR in beside and any(cell is not None and cell.low is not None for cell in cells):
+        _add_drawings(table, shown_as, name, cells, spread, apart)
+
+
+def _add_drawings(
+    table: dict[str, list[Any]],
+    shown_as: dict[str, Any],
+    name: str,
+    cells: Sequence[Cell | None],
+    spread: bool,
+    apart: Sequence[str],
+) -> None:
+    drawn: list[str | None] = [None] * len(cells)
+    scales = []
+    for group in dict.fromkeys(apart):
+        places = [at for at, own in enumerate(apart) if own == group and cells[at] is not None]
+        # one by itself would look alike whatever it is
+        if len(places) > 1 or len(set(apart)) == 1:
+            here = [cells[at] for at in places]
+            for at, drawing in zip(places, drawings(here, spread), strict=True):
+                drawn[at] = drawing
+            scales.append(f"{group} {scale_told(here)}".strip())
+    if scales:
         told = "low to high" if spread else "95 % interval"
-        drawn: list[str | None] = [None] * len(cells)
-        scales = []
-        for group in dict.fromkeys(apart):
-            places = [at for at, own in enumerate(apart) if own == group and cells[at] is not None]
-            if places:
-                for at, drawing in zip(places, drawings([cells[at] for at in places], spread), strict=True):
-                    drawn[at] = drawing
-                scales.append(f"{group} {scale_told([cells[at] for at in places])}".strip())
         table[f"bar {name}"] = drawn
         shown_as[f"bar {name}"] = st.column_config.ImageColumn(
             told, width=COLUMN, help=f"`{name}`: {told}; drawn {'; '.join(scales)}"
