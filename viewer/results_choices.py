@@ -40,8 +40,9 @@ class Columns:
     metrics: list[str]
 
 
-def choose(runs: Sequence[Row], sweeps: bool) -> Chosen:
-    """The row of controls; `runs` say what can be grouped by, `sweeps` whether anything was chosen of swept values."""
+def choose(configurations: Sequence[Row], sweeps: bool) -> Chosen:
+    """The row of controls; `configurations` say what can be grouped by, `sweeps` whether there are swept values."""
+    by_seed = ["seed"] if any(len(row.seeds) > 1 for row in configurations) else []
     places = st.columns([3, 4, 3, 3], vertical_alignment="bottom")
     with places[0]:
         view = st.segmented_control(
@@ -56,7 +57,7 @@ def choose(runs: Sequence[Row], sweeps: bool) -> Chosen:
     with places[1]:
         by = st.multiselect(
             "Group by",
-            axes(runs),
+            list(dict.fromkeys([*axes(configurations), *by_seed])),
             key="by",
             bind="query-params",
             placeholder="nothing",

@@ -12,14 +12,17 @@ from cdpo.viewer import data
 
 
 def collected(root: str, tags: tuple[str, ...], every: bool) -> dict[str, Any]:
-    """As `data.collected`; with `every`, all values of what was swept, also where one was chosen."""
-    found: dict[str, Any] = _every(root, tags) if every else data.collected(root, tags)
+    """`cdpo.report.collect.collect` of the runs under `tags` (() for all); with `every`, all values of what was swept,
+    also where one was chosen. Nobody changes it: it is the same object for all who ask."""
+    chosen = any(ref.get("select") for ref in data.refs(root))
+    found: dict[str, Any] = _collected(root, tags, chosen and not every)
     return found
 
 
-@st.cache_data(ttl=data.FRESH, show_spinner="Reading results ...", max_entries=4)
-def _every(root: str, tags: tuple[str, ...]) -> dict[str, Any]:
-    return collect(root, tags or None, select=False)
+# as a resource: to copy the results of a thousand runs for every click takes longer than the click
+@st.cache_resource(ttl=data.FRESH, show_spinner="Reading results ...", max_entries=4)
+def _collected(root: str, tags: tuple[str, ...], select: bool) -> dict[str, Any]:
+    return collect(root, tags or None, select=select)
 
 
 @st.cache_data(ttl=data.FRESH, show_spinner=False, max_entries=4)

@@ -197,20 +197,32 @@ def drawings(cells: Sequence[Cell | None], spread: bool) -> list[str | None]:
 
 
 def _drawing(cell: Cell, place: Any, spread: bool) -> str:
-    middle, colour = HIGH // 2, COLOURS[0]
-    parts = [f"<path d='M0 {middle}H{WIDE}' stroke='#7f8790' stroke-opacity='.3'/>"]
+    ends = ""
     if cell.low is not None and cell.high is not None:
         left, right = place(cell.low), place(cell.high)
-        if spread:
-            parts.append(
-                f"<path d='M{left} {middle}H{right}' stroke='{colour}' stroke-opacity='.45' stroke-width='8'/>"
-            )
-        else:
-            ends = f"M{left} {middle}H{right}M{left} {middle - 5}v10M{right} {middle - 5}v10"
-            parts.append(f"<path d='{ends}' stroke='{colour}' stroke-width='2' fill='none'/>")
-    parts.append(f"<circle cx='{place(cell.mean)}' cy='{middle}' r='4.2' fill='{colour}'/>")
-    svg = f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDE}' height='{HIGH}' viewBox='0 0 {WIDE} {HIGH}'>"
-    return "data:image/svg+xml," + quote(svg + "".join(parts) + "</svg>", safe=" =':/,.")
+        ends = (_BAR if spread else _WHISKERS).format(left=left, right=right)
+    return _BEFORE + ends + _DOT.format(middle=place(cell.mean)) + _AFTER
+
+
+def _address(svg: str) -> str:
+    """Markup as a part of a `data:` address; what is filled in later, digits and points, needs no such care."""
+    return quote(svg, safe=" =':/,.{}")
+
+
+_MIDDLE = HIGH // 2
+_BEFORE = "data:image/svg+xml," + _address(
+    f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDE}' height='{HIGH}' viewBox='0 0 {WIDE} {HIGH}'>"
+    f"<path d='M0 {_MIDDLE}H{WIDE}' stroke='#7f8790' stroke-opacity='.3'/>"
+)
+_BAR = _address(
+    f"<path d='M{{left}} {_MIDDLE}H{{right}}' stroke='{COLOURS[0]}' stroke-opacity='.45' stroke-width='8'/>"
+)
+_WHISKERS = _address(
+    f"<path d='M{{left}} {_MIDDLE}H{{right}}M{{left}} {_MIDDLE - 5}v10M{{right}} {_MIDDLE - 5}v10' "
+    f"stroke='{COLOURS[0]}' stroke-width='2' fill='none'/>"
+)
+_DOT = _address(f"<circle cx='{{middle}}' cy='{_MIDDLE}' r='4.2' fill='{COLOURS[0]}'/>")
+_AFTER = _address("</svg>")
 
 
 def reward_models(models: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Any]]:

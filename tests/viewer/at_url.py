@@ -12,6 +12,7 @@ def open_url(monkeypatch, store, page, tags=(), **url):
     """The app at `page` with `url` in its address, and `tags` chosen in the sidebar."""
     monkeypatch.setenv("CDPO_STORE", os.fspath(store))
     st.cache_data.clear()
+    st.cache_resource.clear()
     app = AppTest.from_file(str(APP), default_timeout=60)
     app.switch_page(f"screens/{page}.py")
     for name, value in {"tag": list(tags), **url}.items():

@@ -38,12 +38,12 @@ def page() -> None:
         st.error("The results cannot be read.", icon=":material/error:")
         st.code(str(error), language=None, wrap_lines=True)
         return
-    runs = run_rows(collected)
-    if not runs:
+    if not collected["runs"]:
         look.empty("No runs yet.", "This executes the experiments of configs/tasks.yaml:", "cdpo execute")
         return
-    chosen = results_choices.choose(runs, bool(collected["selections"]) or every)
-    rows = rows_of(collected, runs, chosen)
+    configurations = configuration_rows(collected)
+    chosen = results_choices.choose(configurations, bool(collected["selections"]) or every)
+    rows = rows_of(collected, configurations, chosen)
     selections(collected["selections"], every)
     if not rows:
         look.empty("No row fits.", "Nothing here has every word of the search.")
@@ -60,12 +60,14 @@ def page() -> None:
     reward_models(collected["reward_models"])
 
 
-def rows_of(collected: Mapping[str, Any], runs: Sequence[Row], chosen: Chosen) -> list[Row]:
-    if chosen.by:
-        rows = group_rows([row for row in runs if results_choices.fits(row, chosen.find)], chosen.by)
+def rows_of(collected: Mapping[str, Any], configurations: list[Row], chosen: Chosen) -> list[Row]:
+    """The rows that are asked for; a search is among runs, before they are grouped."""
+    if chosen.by or chosen.view == RUNS:
+        rows = run_rows(collected)
     else:
-        rows = list(runs) if chosen.view == RUNS else configuration_rows(collected, chosen.over)
-    return rows if chosen.by else [row for row in rows if results_choices.fits(row, chosen.find)]
+        rows = configuration_rows(collected, SEEDS) if chosen.over == SEEDS else configurations
+    rows = [row for row in rows if results_choices.fits(row, chosen.find)]
+    return group_rows(rows, chosen.by) if chosen.by else rows
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -126,12 +128,15 @@ def actions(picked: Sequence[Row], chosen: Chosen, collected: Mapping[str, Any])
 
 def downloads(collected: Mapping[str, Any]) -> None:
     """What `cdpo results` gives for the tags that are shown; made when it is asked for."""
-    tables = results_tables(collected)
+
+    def typeset_as(form: str) -> str:
+        return typeset(results_tables(collected), form, "results")
+
     for label, name, mime, data in (
         ("CSV", "results.csv", "text/csv", lambda: to_csv(collected)),
         ("JSON", "results.json", "application/json", lambda: json.dumps(collected)),
-        ("LaTeX", "results.tex", "text/x-tex", lambda: typeset(tables, "latex", "results")),
-        ("Markdown", "results.md", "text/markdown", lambda: typeset(tables, "markdown", "results")),
+        ("LaTeX", "results.tex", "text/x-tex", lambda: typeset_as("latex")),
+        ("Markdown", "results.md", "text/markdown", lambda: typeset_as("markdown")),
     ):
         st.download_button(label, data, name, mime, on_click="ignore", key=f"download {name}", width="stretch")
 
