@@ -23,6 +23,7 @@ def frame(
     rows: Sequence[Row],
     setup: Sequence[str],
     params: Sequence[str],
+    rest: Sequence[str],
     metrics: Sequence[str],
     beside: Sequence[str],
     seconds: Mapping[str, float],
@@ -30,7 +31,7 @@ def frame(
     spread: bool = False,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table and how its columns are shown. `setup` are columns of the rows themselves (method, seeds, state, ...);
-    `spread`: the drawings are of lowest and highest runs, and no intervals."""
+    `rest` are parameters that share one; `spread`: the drawings are of lowest and highest runs, and no intervals."""
     table: dict[str, list[Any]] = {}
     shown_as: dict[str, Any] = {}
     marks = marks_of(rows)
@@ -40,6 +41,12 @@ def frame(
     for name in params:
         values = [row.params.get(name) for row in rows]
         table[f"param {name}"], shown_as[f"param {name}"] = _parameter(name, values)
+    together = [
+        ", ".join(f"{greek(name)} {shown(row.params[name])}" for name in rest if row.params.get(name) is not None)
+        for row in rows
+    ]
+    if rest and not params:
+        table["parameters"] = together
     for name in metrics:
         cells = [row.cells.get(name) for row in rows]
         # a loss is another thing for another method: one scale for all would say that they can be compared
@@ -51,6 +58,8 @@ def frame(
         if any(urls):
             table[f"link {kind}"] = urls
             shown_as[f"link {kind}"] = st.column_config.LinkColumn(label, display_text="open", width="small")
+    if rest and params:
+        table["parameters"] = together
     return pd.DataFrame(table), shown_as
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 import pytest
+from click.testing import CliRunner
 
 import cdpo
+from cdpo.cli import cli
 from cdpo.files import write_json
 from cdpo.report.collect import collect
 from cdpo.report.facts import is_on_hub, published, training_seconds
@@ -27,7 +29,7 @@ from cdpo.report.overview import (
 )
 from cdpo.report.reading import STALE
 from cdpo.store import Store
-from cdpo.viewer import charts, results_chart, results_table
+from cdpo.viewer import charts, results_chart, results_downloads, results_table
 from tests.results.made import PROMPTS, finish, key, record
 from tests.viewer.at_url import open_url
 
@@ -288,6 +290,7 @@ def test_the_table_has_a_row_for_each_configuration(playground, collected, open_
     assert all(uri.startswith("data:image/svg+xml,") for uri in table["bar gold/mean"])
     assert {"param beta", "param learning_rate", "tag", "duration"} <= set(table.columns)
     assert not {"model", "dataset", "state", "reward/chosen"} & set(table.columns)
+    assert table["parameters"].tolist() == ["", "g 0.3, γ 0.3", *[""] * 10]
     told = texts(app)
     assert "eval" in told
     assert "over prompts" in told
@@ -344,6 +347,14 @@ def test_downloads_are_what_the_command_gives(playground, open_results):
     assert labels[:4] == ["CSV", "JSON", "LaTeX", "Markdown"]
     assert "PNG" in labels
     assert "Figure JSON" in labels
+    root = playground / ".cdpo"
+    forms = {end: form for _, end, _, form in results_downloads.FORMS}
+    for end, flag in (("csv", "--csv"), ("tex", "--latex"), ("md", "--markdown"), ("json", "--json")):
+        wanted = CliRunner().invoke(cli, ["results", "--store", str(root), "--tag", "first", flag])
+        assert wanted.exit_code == 0, wanted.output
+        assert (
+            results_downloads.written(forms[end], str(root), ("first",), every=False).strip() == wanted.output.strip()
+        )
 
 
 def test_reward_models_are_below(playground, collected, open_results):
