@@ -204,6 +204,17 @@ def test_thinning_keeps_ends_and_spikes(size, most):
     assert found.high.max() == curve.high.max()
 
 
+def test_a_wide_band_is_not_thinned_away():
+    """Where it is widest the mean is neither lowest nor highest."""
+    mean, width = np.sin(np.arange(5000)), np.ones(5000)
+    width[2501] = 50.0
+    assert abs(mean[2501]) < 0.5
+    curve = Band(np.arange(5000), np.arange(5000), mean, mean - width, mean + width, np.full(5000, 3))
+    found = thin(curve, 200)
+    assert found.high.max() == mean[2501] + 50
+    assert found.low.min() == mean[2501] - 50
+
+
 def test_a_short_curve_is_not_thinned():
     curve = band([points(range(1000), np.arange(1000))])
     assert thin(curve, 1000) is curve

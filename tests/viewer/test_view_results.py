@@ -216,22 +216,22 @@ def drawn(uri):
 
 def test_drawings_of_a_column_have_one_scale():
     cells = [
-        Cell(0.5, 0.0, 1.0, 9, 1, "eval", ""),
-        Cell(0.25, 0.2, 0.3, 9, 1, "eval", ""),
+        Cell(20.0, 10.0, 30.0, 9, 1, "eval", ""),
+        Cell(15.0, 14.0, 16.0, 9, 1, "eval", ""),
         None,
-        Cell(0.4, None, None, 1, 1, "eval", ""),
+        Cell(18.0, None, None, 1, 1, "eval", ""),
     ]
     first, second, none, alone = results_table.drawings(cells, spread=False)
     assert none is None
     left, middle, right = drawn(first)
     assert middle == pytest.approx((left + right) / 2)
+    assert 0 < left < right < results_table.WIDE
 
     def place(value):
-        return left + value * (right - left)
+        return left + (value - 10) / 20 * (right - left)
 
-    assert drawn(second) == pytest.approx((place(0.2), place(0.25), place(0.3)), abs=0.11)
-    assert drawn(alone) == (None, pytest.approx(place(0.4), abs=0.11), None)
-    assert 0 < left < right < results_table.WIDE
+    assert drawn(second) == pytest.approx((place(14), place(15), place(16)), abs=0.11)
+    assert drawn(alone) == (None, pytest.approx(place(18), abs=0.11), None)
 
 
 def test_drawings_of_equal_values_break_nothing():
