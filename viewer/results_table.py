@@ -93,7 +93,7 @@ def _parameter(name: str, values: list[Any]) -> tuple[list[Any], Any]:
     numbers = all(value is None or _is_number(value) for value in values)
     if numbers:
         return [None if value is None else float(value) for value in values], st.column_config.NumberColumn(
-            greek(name), format="%g", help=name
+            greek(name), format="%.6g", help=name
         )
     return [shown(value) or None for value in values], st.column_config.TextColumn(greek(name), help=name)
 
@@ -162,9 +162,9 @@ def _half(cell: Cell | None) -> float | None:
 
 
 def number_format(values: Sequence[float]) -> str:
-    """Three places after the point; four significant digits where that would show too much or nothing."""
-    sizes = [abs(value) for value in values if value]
-    return "%.3f" if all(0.0005 <= size < 1000 for size in sizes) else "%.4g"
+    """Of a column: three places after the point; four significant digits where that would show too much or nothing."""
+    largest = max(map(abs, values), default=0.0)
+    return "%.3f" if largest == 0 or 0.02 <= largest < 1000 else "%.4g"
 
 
 def _add_duration(table: dict[str, list[Any]], shown_as: dict[str, Any], seconds: Sequence[Sequence[float]]) -> None:

@@ -240,7 +240,16 @@ def test_drawings_of_equal_values_break_nothing():
 
 
 @pytest.mark.parametrize(
-    "values, form", [([0.5, 12.0], "%.3f"), ([0.00001], "%.4g"), ([123456.0], "%.4g"), ([], "%.3f"), ([0.0], "%.3f")]
+    "values, form",
+    [
+        ([0.5, 12.0], "%.3f"),
+        ([0.00001], "%.4g"),
+        ([0.00001, -0.5], "%.3f"),
+        ([0.1, -5000.0], "%.4g"),
+        ([123456.0], "%.4g"),
+        ([], "%.3f"),
+        ([0.0], "%.3f"),
+    ],
 )
 def test_digits_are_sensible(values, form):
     assert results_table.number_format(values) == form
