@@ -15,6 +15,7 @@ from cdpo.report.curves import SPREADS, Band, Points, band, read_log, smooth, th
 from cdpo.report.overview import configuration_rows
 from cdpo.report.tuning import AVERAGED, fixed, grid, may_be_averaged, others, parameters, values_of
 from cdpo.store import Store
+from cdpo.viewer import charts, curves_chart
 from tests.results.made import finish, key, record
 from tests.viewer.at_url import open_url
 
@@ -213,6 +214,22 @@ def test_a_wide_band_is_not_thinned_away():
     found = thin(curve, 200)
     assert found.high.max() == mean[2501] + 50
     assert found.low.min() == mean[2501] - 50
+
+
+def test_a_figure_of_many_points_can_be_taken_away():
+    """Altair by itself refuses more than 5,000 rows."""
+    many = [curves_chart.Drawn(f"line {at}", band([points(range(1000), np.arange(1000))])) for at in range(12)]
+    chart = curves_chart.chart(many, [each.name for each in many], "loss", curves_chart.STEP, legend=True)
+    figure = json.loads(charts.figure_json(chart))
+    assert max(map(len, figure["datasets"].values())) == 12_000
+
+
+def test_the_points_that_are_sent_are_bounded():
+    long = band([points(range(20_000), np.arange(20_000))])
+    for lines in (1, 30):
+        sent = curves_chart.frame([curves_chart.Drawn(str(at), long) for at in range(lines)], curves_chart.STEP)
+        assert len(sent) <= min(curves_chart.MOST_POINTS * lines, curves_chart.ALL_POINTS)
+        assert sent["line"].nunique() == lines
 
 
 def test_a_short_curve_is_not_thinned():
