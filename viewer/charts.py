@@ -10,6 +10,9 @@ import streamlit as st
 
 from cdpo.plan.names import safe
 
+# a figure has the points that the page has, which are bounded where they are made
+alt.data_transformers.disable_max_rows()
+
 #: of lines and dots: each stands out from a white page and from a dark one (WCAG's 3 : 1 for graphics)
 COLOURS = (
     "#3b82c4", "#d9730d", "#2e9e5b", "#d64550", "#9067c6", "#1b98a6", "#d6568f", "#a1704a", "#868a1f", "#7f8790",

@@ -76,7 +76,7 @@ def chart(drawn: Sequence[Drawn], names: Sequence[str], metric: str, x: str, leg
     )
     # on the page the metric stands above
     title = metric if legend else None
-    value = alt.Y("mean:Q", title=title, scale=alt.Scale(zero=False))
+    value = alt.Y("mean:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=".4~g"))
     strong = alt.condition(nearest, alt.value(1.0), alt.value(0.25))
     layers = []
     if (table["high"] > table["low"]).any():

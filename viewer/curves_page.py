@@ -180,7 +180,9 @@ def _told(logs: Mapping[str, Mapping[Training, Log]], curves: Mapping[str, Seque
     several = any(len(of) > 1 for of in logs.values())
     band = f"Line: the mean over seeds; band: {wanted.spread}." if several and wanted.spread != EACH else ""
     smoothed = f"Smoothed by {wanted.weight:g}." if wanted.weight else "Not smoothed."
-    st.caption(f"{band} {smoothed} Point at a line to see its values.".strip())
+    live = sum(each.state == "training" for of in logs.values() for each in of)
+    now = f":material/sync: {count(live, 'training')} going on now." if live else ""
+    st.caption(f"{now} {band} {smoothed} Point at a line to see its values.".strip())
     notes = []
     for metric in wanted.metrics:
         for name, of in logs.items():

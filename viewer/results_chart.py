@@ -11,9 +11,9 @@ from cdpo.report.overview import Row, short_labels, words
 from cdpo.viewer import charts
 
 #: rows that are drawn at most, pixels of each, and of the axis below
-MOST, ROW_HEIGHT, AXIS = 40, 26, 60
+MOST, ROW_HEIGHT, AXIS = 40, 26, 84
 #: characters of one line of a label
-LINE = 46
+LINE = 60
 
 
 def chart(rows: Sequence[Row], metric: str, spread: bool) -> Any:

@@ -11,8 +11,8 @@ from cdpo.viewer import results_table
 
 CONFIGURATIONS, RUNS = "configurations", "runs"
 PROMPTS, SEEDS = "prompts", "seeds"
-#: parameters that are columns unasked
-MOST_PARAMETERS = 8
+#: parameters that are columns of their own unasked; the others share one
+MOST_PARAMETERS = 4
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,16 @@ class Chosen:
 @dataclass(frozen=True)
 class Columns:
     setup: list[str]
+    #: each a column of its own
     params: list[str]
+    #: in one column together
+    rest: list[str]
     metrics: list[str]
 
 
-def choose(runs: Sequence[Row], sweeps: bool) -> Chosen:
-    """The row of controls; `runs` say what can be grouped by, `sweeps` whether anything was chosen of swept values."""
+def choose(configurations: Sequence[Row], sweeps: bool) -> Chosen:
+    """The row of controls; `configurations` say what can be grouped by, `sweeps` whether there are swept values."""
+    by_seed = ["seed"] if any(len(row.seeds) > 1 for row in configurations) else []
     places = st.columns([3, 4, 3, 3], vertical_alignment="bottom")
     with places[0]:
         view = st.segmented_control(
@@ -56,7 +60,7 @@ def choose(runs: Sequence[Row], sweeps: bool) -> Chosen:
     with places[1]:
         by = st.multiselect(
             "Group by",
-            axes(runs),
+            list(dict.fromkeys([*axes(configurations), *by_seed])),
             key="by",
             bind="query-params",
             placeholder="nothing",
@@ -98,7 +102,7 @@ def every_swept() -> bool:
 
 def columns(rows: Sequence[Row], chosen: Chosen) -> Columns:
     """What differs between rows, without what is hidden and with what is added."""
-    setup, params, metrics = _unasked(rows, chosen)
+    setup, params, rest, metrics = _unasked(rows, chosen)
     every_setup = ["name", "method", "model", "dataset", "tag", "seeds", "state"]
     every = {
         **dict.fromkeys(every_setup, "setup"),
@@ -121,27 +125,33 @@ def columns(rows: Sequence[Row], chosen: Chosen) -> Columns:
             each for each in every if every[each] == kind and (each in added or (each in names and each not in hidden))
         ]
 
-    marks = ["remarks"] if "remarks" in setup else []
-    return Columns([*of("setup", setup), *(["runs"] if "runs" in setup else []), *marks], of("params", params),
-                   of("metrics", metrics))  # fmt: skip
+    last = [name for name in ("runs", "remarks") if name in setup]
+    own = of("params", params)
+    together = [name for name in rest if name not in own]
+    return Columns([*of("setup", setup), *last], own, together, of("metrics", metrics))
 
 
-def _unasked(rows: Sequence[Row], chosen: Chosen) -> tuple[list[str], list[str], list[str]]:
+def _unasked(rows: Sequence[Row], chosen: Chosen) -> tuple[list[str], list[str], list[str], list[str]]:
     differing = axes(rows)
     setup = [name for name in SETUP if name in differing or name == "method"]
-    params = [name for name in differing if name not in SETUP and name != "seed"][:MOST_PARAMETERS]
+    rest = [name for name in differing if name not in SETUP and name != "seed"]
+    # what was tried is what differs between rows of one method; the others tell methods apart
+    methods = {row.setup.get("method") for row in rows}
+    tried = {name for method in methods for name in axes([row for row in rows if row.setup.get("method") == method])}
+    params = [name for name in rest if name in tried][:MOST_PARAMETERS]
     if chosen.by:
         # what a group averages over is not passed over in silence
         setup = [name for name in SETUP if name in chosen.by or any(name not in row.setup for row in rows)]
         params = [name for name in chosen.by if name not in (*SETUP, "seed")]
         setup += ["runs"]
+        rest = []
     if "seed" in differing or (not chosen.by and chosen.view == RUNS) or "seed" in chosen.by:
         setup.append("seeds")
     if len({row.state for row in rows}) > 1 or any(row.state != "done" for row in rows):
         setup.append("state")
     if any(row.marks for row in rows):
         setup.append("remarks")
-    return setup, params, shown_unasked(rows, metrics_of(rows))
+    return setup, params, [name for name in rest if name not in params], shown_unasked(rows, metrics_of(rows))
 
 
 def heading(name: str) -> str:

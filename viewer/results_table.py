@@ -23,6 +23,7 @@ def frame(
     rows: Sequence[Row],
     setup: Sequence[str],
     params: Sequence[str],
+    rest: Sequence[str],
     metrics: Sequence[str],
     beside: Sequence[str],
     seconds: Mapping[str, float],
@@ -30,7 +31,7 @@ def frame(
     spread: bool = False,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table and how its columns are shown. `setup` are columns of the rows themselves (method, seeds, state, ...);
-    `spread`: the drawings are of lowest and highest runs, and no intervals."""
+    `rest` are parameters that share one; `spread`: the drawings are of lowest and highest runs, and no intervals."""
     table: dict[str, list[Any]] = {}
     shown_as: dict[str, Any] = {}
     marks = marks_of(rows)
@@ -40,6 +41,12 @@ def frame(
     for name in params:
         values = [row.params.get(name) for row in rows]
         table[f"param {name}"], shown_as[f"param {name}"] = _parameter(name, values)
+    together = [
+        ", ".join(f"{greek(name)} {shown(row.params[name])}" for name in rest if row.params.get(name) is not None)
+        for row in rows
+    ]
+    if rest and not params:
+        table["parameters"] = together
     for name in metrics:
         cells = [row.cells.get(name) for row in rows]
         # a loss is another thing for another method: one scale for all would say that they can be compared
@@ -51,6 +58,8 @@ def frame(
         if any(urls):
             table[f"link {kind}"] = urls
             shown_as[f"link {kind}"] = st.column_config.LinkColumn(label, display_text="open", width="small")
+    if rest and params:
+        table["parameters"] = together
     return pd.DataFrame(table), shown_as
 
 
@@ -84,7 +93,7 @@ def _parameter(name: str, values: list[Any]) -> tuple[list[Any], Any]:
     numbers = all(value is None or _is_number(value) for value in values)
     if numbers:
         return [None if value is None else float(value) for value in values], st.column_config.NumberColumn(
-            greek(name), format="%g", help=name
+            greek(name), format="%.6g", help=name
         )
     return [shown(value) or None for value in values], st.column_config.TextColumn(greek(name), help=name)
 
@@ -119,15 +128,29 @@ def _add_metric(
         table[f"n {name}"] = [None if cell is None else cell.n for cell in cells]
         shown_as[f"n {name}"] = st.column_config.NumberColumn("n", format="%d", help=f"averaged for `{name}`")
     if BAR in beside and any(cell is not None and cell.low is not None for cell in cells):
+        _add_drawings(table, shown_as, name, cells, spread, apart)
+
+
+def _add_drawings(
+    table: dict[str, list[Any]],
+    shown_as: dict[str, Any],
+    name: str,
+    cells: Sequence[Cell | None],
+    spread: bool,
+    apart: Sequence[str],
+) -> None:
+    drawn: list[str | None] = [None] * len(cells)
+    scales = []
+    for group in dict.fromkeys(apart):
+        places = [at for at, own in enumerate(apart) if own == group and cells[at] is not None]
+        # one by itself would look alike whatever it is
+        if len(places) > 1 or len(set(apart)) == 1:
+            here = [cells[at] for at in places]
+            for at, drawing in zip(places, drawings(here, spread), strict=True):
+                drawn[at] = drawing
+            scales.append(f"{group} {scale_told(here)}".strip())
+    if scales:
         told = "low to high" if spread else "95 % interval"
-        drawn: list[str | None] = [None] * len(cells)
-        scales = []
-        for group in dict.fromkeys(apart):
-            places = [at for at, own in enumerate(apart) if own == group and cells[at] is not None]
-            if places:
-                for at, drawing in zip(places, drawings([cells[at] for at in places], spread), strict=True):
-                    drawn[at] = drawing
-                scales.append(f"{group} {scale_told([cells[at] for at in places])}".strip())
         table[f"bar {name}"] = drawn
         shown_as[f"bar {name}"] = st.column_config.ImageColumn(
             told, width=COLUMN, help=f"`{name}`: {told}; drawn {'; '.join(scales)}"
@@ -139,9 +162,9 @@ def _half(cell: Cell | None) -> float | None:
 
 
 def number_format(values: Sequence[float]) -> str:
-    """Three places after the point; four significant digits where that would show too much or nothing."""
-    sizes = [abs(value) for value in values if value]
-    return "%.3f" if all(0.0005 <= size < 1000 for size in sizes) else "%.4g"
+    """Of a column: three places after the point; four significant digits where that would show too much or nothing."""
+    largest = max(map(abs, values), default=0.0)
+    return "%.3f" if largest == 0 or 0.02 <= largest < 1000 else "%.4g"
 
 
 def _add_duration(table: dict[str, list[Any]], shown_as: dict[str, Any], seconds: Sequence[Sequence[float]]) -> None:
@@ -183,20 +206,32 @@ def drawings(cells: Sequence[Cell | None], spread: bool) -> list[str | None]:
 
 
 def _drawing(cell: Cell, place: Any, spread: bool) -> str:
-    middle, colour = HIGH // 2, COLOURS[0]
-    parts = [f"<path d='M0 {middle}H{WIDE}' stroke='#7f8790' stroke-opacity='.3'/>"]
+    ends = ""
     if cell.low is not None and cell.high is not None:
         left, right = place(cell.low), place(cell.high)
-        if spread:
-            parts.append(
-                f"<path d='M{left} {middle}H{right}' stroke='{colour}' stroke-opacity='.45' stroke-width='8'/>"
-            )
-        else:
-            ends = f"M{left} {middle}H{right}M{left} {middle - 5}v10M{right} {middle - 5}v10"
-            parts.append(f"<path d='{ends}' stroke='{colour}' stroke-width='2' fill='none'/>")
-    parts.append(f"<circle cx='{place(cell.mean)}' cy='{middle}' r='4.2' fill='{colour}'/>")
-    svg = f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDE}' height='{HIGH}' viewBox='0 0 {WIDE} {HIGH}'>"
-    return "data:image/svg+xml," + quote(svg + "".join(parts) + "</svg>", safe=" =':/,.")
+        ends = (_BAR if spread else _WHISKERS).format(left=left, right=right)
+    return _BEFORE + ends + _DOT.format(middle=place(cell.mean)) + _AFTER
+
+
+def _address(svg: str) -> str:
+    """Markup as a part of a `data:` address; what is filled in later, digits and points, needs no such care."""
+    return quote(svg, safe=" =':/,.{}")
+
+
+_MIDDLE = HIGH // 2
+_BEFORE = "data:image/svg+xml," + _address(
+    f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDE}' height='{HIGH}' viewBox='0 0 {WIDE} {HIGH}'>"
+    f"<path d='M0 {_MIDDLE}H{WIDE}' stroke='#7f8790' stroke-opacity='.3'/>"
+)
+_BAR = _address(
+    f"<path d='M{{left}} {_MIDDLE}H{{right}}' stroke='{COLOURS[0]}' stroke-opacity='.45' stroke-width='8'/>"
+)
+_WHISKERS = _address(
+    f"<path d='M{{left}} {_MIDDLE}H{{right}}M{{left}} {_MIDDLE - 5}v10M{{right}} {_MIDDLE - 5}v10' "
+    f"stroke='{COLOURS[0]}' stroke-width='2' fill='none'/>"
+)
+_DOT = _address(f"<circle cx='{{middle}}' cy='{_MIDDLE}' r='4.2' fill='{COLOURS[0]}'/>")
+_AFTER = _address("</svg>")
 
 
 def reward_models(models: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -19,7 +19,7 @@ NOTHING = "nothing"
 def page(root: str) -> None:
     """All swept values are shown, also those that were not chosen."""
     try:
-        rows = configuration_rows(results_data.collected(root, choices.tags(), every=True))
+        rows = configuration_rows(results_data.collected(root, choices.tags(), True, ("groups",)))
     except CdpoError as error:
         st.error("The results cannot be read.", icon=":material/error:")
         st.code(str(error), language=None, wrap_lines=True)

@@ -166,7 +166,12 @@ def _axis(row: Row, name: str) -> Any:
 def axes(rows: Sequence[Row]) -> list[str]:
     """In what rows differ: of SETUP, `seed`, and their parameters."""
     names = [*SETUP, "seed", *dict.fromkeys(name for row in rows for name in row.params)]
-    return [name for name in names if len({canonical_json(_axis(row, name)) for row in rows}) > 1]
+    return [name for name in names if len({_hashed(_axis(row, name)) for row in rows}) > 1]
+
+
+def _hashed(value: Any) -> Any:
+    """Equal for equal values alone: 1 and true are two, as in their file."""
+    return (type(value), value) if value is None or isinstance(value, str | int | float) else canonical_json(value)
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------

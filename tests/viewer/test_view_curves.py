@@ -1,6 +1,7 @@
 """Curves: their points, smoothing, bands and thinning against pandas and numpy; the page on stores of every kind."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,9 @@ from cdpo.report.curves import SPREADS, Band, Points, band, read_log, smooth, th
 from cdpo.report.overview import configuration_rows
 from cdpo.report.tuning import AVERAGED, fixed, grid, may_be_averaged, others, parameters, values_of
 from cdpo.store import Store
+from cdpo.viewer import charts, curves_chart
 from tests.results.made import finish, key, record
+from tests.viewer.at_url import open_url
 
 
 def points(steps, values, epochs=None):
@@ -202,6 +205,33 @@ def test_thinning_keeps_ends_and_spikes(size, most):
     assert found.high.max() == curve.high.max()
 
 
+def test_a_wide_band_is_not_thinned_away():
+    """Where it is widest the mean is neither lowest nor highest."""
+    mean, width = np.sin(np.arange(5000)), np.ones(5000)
+    width[2501] = 50.0
+    assert abs(mean[2501]) < 0.5
+    curve = Band(np.arange(5000), np.arange(5000), mean, mean - width, mean + width, np.full(5000, 3))
+    found = thin(curve, 200)
+    assert found.high.max() == mean[2501] + 50
+    assert found.low.min() == mean[2501] - 50
+
+
+def test_a_figure_of_many_points_can_be_taken_away():
+    """Altair by itself refuses more than 5,000 rows."""
+    many = [curves_chart.Drawn(f"line {at}", band([points(range(1000), np.arange(1000))])) for at in range(12)]
+    chart = curves_chart.chart(many, [each.name for each in many], "loss", curves_chart.STEP, legend=True)
+    figure = json.loads(charts.figure_json(chart))
+    assert max(map(len, figure["datasets"].values())) == 12_000
+
+
+def test_the_points_that_are_sent_are_bounded():
+    long = band([points(range(20_000), np.arange(20_000))])
+    for lines in (1, 30):
+        sent = curves_chart.frame([curves_chart.Drawn(str(at), long) for at in range(lines)], curves_chart.STEP)
+        assert len(sent) <= min(curves_chart.MOST_POINTS * lines, curves_chart.ALL_POINTS)
+        assert sent["line"].nunique() == lines
+
+
 def test_a_short_curve_is_not_thinned():
     curve = band([points(range(1000), np.arange(1000))])
     assert thin(curve, 1000) is curve
@@ -291,6 +321,12 @@ def test_what_is_averaged_is_a_choice_and_never_of_methods(made):
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def open_curves(monkeypatch) -> Callable:
+    """`open_curves(store, tags=["t"], runs=[...])`"""
+    return lambda store, **url: open_url(monkeypatch, store, "curves", **url)
+
+
 def sent(app):
     """The points of every chart that is on the page."""
     found = []
@@ -310,8 +346,8 @@ def texts(app):
     )
 
 
-def test_the_page_shows_the_configurations_that_trained_last(playground, open_app):
-    app = open_app(playground / ".cdpo", "curves")
+def test_the_page_shows_the_configurations_that_trained_last(playground, open_curves):
+    app = open_curves(playground / ".cdpo")
     assert not app.exception
     loss, accuracies = sent(app)
     assert loss["line"].nunique() == 6
@@ -319,9 +355,9 @@ def test_the_page_shows_the_configurations_that_trained_last(playground, open_ap
     assert app.multiselect(key="curve").value == ["loss", "rewards/accuracies"]
 
 
-def test_chosen_configurations_have_the_mean_of_their_seeds(playground, open_app):
+def test_chosen_configurations_have_the_mean_of_their_seeds(playground, open_curves):
     label = "first/DPO_tiny_playground_beta0.1_learning_rate0.0006"
-    app = open_app(playground / ".cdpo", "curves", runs=[label], smooth="0.0", curve=["loss"])
+    app = open_curves(playground / ".cdpo", runs=[label], smooth="0.0", curve=["loss"])
     assert not app.exception
     assert app.multiselect(key="runs").value == [label]
     files = list((playground / ".cdpo" / "steps" / "DPO").glob("*beta0.1_learning_rate0.0006_s*/metrics.jsonl"))
@@ -335,26 +371,25 @@ def test_chosen_configurations_have_the_mean_of_their_seeds(playground, open_app
     assert "lowest to highest" in texts(app)
 
 
-def test_each_seed_can_be_a_line(playground, open_app):
+def test_each_seed_can_be_a_line(playground, open_curves):
     label = "first/DPR_tiny_playground_beta0.1_g0.3_gamma0.3"
-    app = open_app(playground / ".cdpo", "curves", runs=[label], band="each seed", x="epoch")
+    app = open_curves(playground / ".cdpo", runs=[label], band="each seed", x="epoch")
     assert not app.exception
     drawn = sent(app)[0]
     assert sorted(drawn["line"].unique()) == ["DPR, seed 0", "DPR, seed 1"]
     assert drawn["x"].max() == 2.0
 
 
-def test_other_stages_are_one_line_where_runs_share_them(playground, open_app):
-    app = open_app(playground / ".cdpo", "curves", stage="RM", tag=["sweep"])
+def test_other_stages_are_one_line_where_runs_share_them(playground, open_curves):
+    app = open_curves(playground / ".cdpo", stage="RM", tags=["sweep"])
     assert not app.exception
     assert app.multiselect(key="curve").value == ["loss", "accuracy"]
     assert sent(app)[0]["line"].nunique() == 1
 
 
-def test_nonsense_in_the_url_changes_nothing(playground, open_app):
-    app = open_app(
+def test_nonsense_in_the_url_changes_nothing(playground, open_curves):
+    app = open_curves(
         playground / ".cdpo",
-        "curves",
         runs=["no/such"],
         curve=["nothing"],
         x="y",
@@ -367,10 +402,10 @@ def test_nonsense_in_the_url_changes_nothing(playground, open_app):
     assert sent(app)
 
 
-def test_trainings_that_go_on_and_that_failed(store, open_app):
+def test_trainings_that_go_on_and_that_failed(store, open_curves):
     lock = store.lock(key("DPO", 1))
     try:
-        app = open_app(store.root, "curves", smooth="0")
+        app = open_curves(store.root, smooth="0")
     finally:
         store.unlock(key("DPO", 1), lock)
     assert not app.exception
@@ -381,43 +416,43 @@ def test_trainings_that_go_on_and_that_failed(store, open_app):
     assert set(app.dataframe[0].value["state"]) == {"finished", "training", "failed"}
 
 
-def test_values_that_are_no_numbers_are_told(store, open_app):
+def test_values_that_are_no_numbers_are_told(store, open_curves):
     path = next((store.root / "steps" / "DPO").iterdir()) / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 9, "loss": NaN, "epoch": 3}\n')
-    app = open_app(store.root, "curves")
+    app = open_curves(store.root)
     assert not app.exception
     assert "1 of 9 points are no finite numbers" in texts(app)
 
 
-def test_a_damaged_file_is_told_and_the_others_are_shown(store, open_app):
+def test_a_damaged_file_is_told_and_the_others_are_shown(store, open_curves):
     (next((store.root / "steps" / "DPO").iterdir()) / "metrics.jsonl").write_text("{{{\n")
-    app = open_app(store.root, "curves")
+    app = open_curves(store.root)
     assert not app.exception
     assert "cannot be read" in app.warning[0].value
     assert sent(app)
 
 
-def test_nothing_has_trained_yet(tmp_path, open_app):
+def test_nothing_has_trained_yet(tmp_path, open_curves):
     store = Store(tmp_path / ".cdpo")
     record(store, "t", "DPO_s0", "DPO", 0, {"beta": 0.1}, [key("DPO")])
     for part in ("training curves", "parameter tuning"):
-        app = open_app(store.root, "curves", part=part)
+        app = open_curves(store.root, part=part)
         assert not app.exception
         assert not app.get("vega_lite_chart")
-        assert app.code[-1].value == "cdpo status"
+        assert app.main.code[-1].value == "cdpo status"
 
 
-def test_no_runs(tmp_path, open_app):
+def test_no_runs(tmp_path, open_curves):
     (tmp_path / ".cdpo" / "refs").mkdir(parents=True)
     for part in ("training curves", "parameter tuning"):
-        app = open_app(tmp_path / ".cdpo", "curves", part=part)
+        app = open_curves(tmp_path / ".cdpo", part=part)
         assert not app.exception
         assert not app.get("vega_lite_chart")
-        assert app.code[-1].value.startswith("cdpo ")
+        assert app.main.code[-1].value.startswith("cdpo ")
 
 
-def test_tuning_shows_a_heat_map_and_lines(playground, open_app):
-    app = open_app(playground / ".cdpo", "curves", part="parameter tuning", metric="gold reward")
+def test_tuning_shows_a_heat_map_and_lines(playground, open_curves):
+    app = open_curves(playground / ".cdpo", part="parameter tuning", metric="gold reward")
     assert not app.exception
     heat, lines = sent(app)
     assert set(zip(heat["x"], heat["y"], strict=True)) == {
@@ -432,8 +467,8 @@ def test_tuning_shows_a_heat_map_and_lines(playground, open_app):
     assert not app.exception
 
 
-def test_tuning_of_one_parameter_and_of_methods(playground, open_app):
-    app = open_app(playground / ".cdpo", "curves", part="parameter tuning", across="learning_rate", down="nothing")
+def test_tuning_of_one_parameter_and_of_methods(playground, open_curves):
+    app = open_curves(playground / ".cdpo", part="parameter tuning", across="learning_rate", down="nothing")
     assert not app.exception
     # beta differs besides: it is fixed, or averaged by choice
     options = app.selectbox(key="fix.beta").options
@@ -442,21 +477,21 @@ def test_tuning_of_one_parameter_and_of_methods(playground, open_app):
     app.selectbox(key="fix.beta").select(AVERAGED).run()
     assert not app.exception
     assert "Averaged over β" in texts(app)
-    app = open_app(playground / ".cdpo", "curves", part="parameter tuning", across="β", down="nothing")
+    app = open_curves(playground / ".cdpo", part="parameter tuning", across="β", down="nothing")
     assert AVERAGED not in app.selectbox(key="fix.method").options
 
 
-def test_missing_cells_are_drawn_as_missing(made, open_app):
+def test_missing_cells_are_drawn_as_missing(made, open_curves):
     made.add({"beta": 0.1, "learning_rate": 1e-3}, [1.0, 2.0])
     made.add({"beta": 0.2, "learning_rate": 1e-4}, [3.0, 5.0])
-    app = open_app(made.store.root, "curves", part="parameter tuning")
+    app = open_curves(made.store.root, part="parameter tuning")
     assert not app.exception
     spec = json.loads(app.get("vega_lite_chart")[0].proto.spec)
     assert any(layer["encoding"].get("text", {}).get("value") == "not measured" for layer in spec["layer"])
 
 
-def test_labels_of_runs_cannot_mark_up_the_page(store, open_app):
+def test_labels_of_runs_cannot_mark_up_the_page(store, open_curves):
     record(store, "t", "<b>x</b>$$_s1", "DPO", 1, {"beta": 0.3}, [key("DPO", 1)])
-    app = open_app(store.root, "curves")
+    app = open_curves(store.root)
     assert not app.exception
     assert "<b>x" not in texts(app)

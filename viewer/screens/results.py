@@ -1,7 +1,6 @@
 """Results: one row per configuration, run, or group of runs, with intervals as drawings; what was chosen; downloads."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +9,22 @@ import streamlit as st
 from cdpo.errors import CdpoError
 from cdpo.plan.names import count
 from cdpo.report.overview import Row, configuration_rows, group_rows, metrics_of, of_training, run_rows, words
-from cdpo.report.paper import results_tables
-from cdpo.report.tables import SELECTION_HEAD, selection_tables, to_csv
-from cdpo.report.typeset import typeset
-from cdpo.viewer import charts, choices, look, results_chart, results_choices, results_data, results_table, source
+from cdpo.report.tables import SELECTION_HEAD, selection_tables
+from cdpo.viewer import (
+    charts,
+    choices,
+    look,
+    results_chart,
+    results_choices,
+    results_data,
+    results_downloads,
+    results_table,
+    source,
+)
 from cdpo.viewer.results_choices import RUNS, SEEDS, Chosen
 
+#: parts of what `collect` gives that are always shown
+SHOWN = ("groups", "reward_models", "selections")
 #: rows that the table shows without scrolling, and their height in pixels
 VISIBLE, ROW_HEIGHT = 16, 36
 #: what is to be made of a remark, by how it ends
@@ -33,23 +42,23 @@ def page() -> None:
     look.head("Results", "What was measured of every configuration. Tick rows to see their curves or to compare them.")
     every = results_choices.every_swept()
     try:
-        collected = results_data.collected(root, choices.tags(), every)
+        collected = results_data.collected(root, choices.tags(), every, SHOWN)
     except CdpoError as error:
         st.error("The results cannot be read.", icon=":material/error:")
         st.code(str(error), language=None, wrap_lines=True)
         return
-    runs = run_rows(collected)
-    if not runs:
+    if not collected["groups"]:
         look.empty("No runs yet.", "This executes the experiments of configs/tasks.yaml:", "cdpo execute")
         return
-    chosen = results_choices.choose(runs, bool(collected["selections"]) or every)
-    rows = rows_of(collected, runs, chosen)
-    selections(collected["selections"], every)
+    configurations = configuration_rows(collected)
+    chosen = results_choices.choose(configurations, bool(collected["selections"]) or every)
+    rows = rows_of(root, collected, configurations, chosen, every)
+    selections(collected["selections"])
     if not rows:
         look.empty("No row fits.", "Nothing here has every word of the search.")
         return
     picked = table(root, rows, chosen)
-    actions(picked, chosen, collected)
+    actions(root, picked, chosen, every)
     told(rows, chosen)
     if metrics_of(rows):
         figure(picked if len(picked) > 1 else rows, chosen)
@@ -60,12 +69,16 @@ def page() -> None:
     reward_models(collected["reward_models"])
 
 
-def rows_of(collected: Mapping[str, Any], runs: Sequence[Row], chosen: Chosen) -> list[Row]:
-    if chosen.by:
-        rows = group_rows([row for row in runs if results_choices.fits(row, chosen.find)], chosen.by)
+def rows_of(
+    root: str, collected: Mapping[str, Any], configurations: list[Row], chosen: Chosen, every: bool
+) -> list[Row]:
+    """The rows that are asked for; a search is among runs, before they are grouped."""
+    if chosen.by or chosen.view == RUNS:
+        rows = run_rows(results_data.collected(root, choices.tags(), every, ("runs",)))
     else:
-        rows = list(runs) if chosen.view == RUNS else configuration_rows(collected, chosen.over)
-    return rows if chosen.by else [row for row in rows if results_choices.fits(row, chosen.find)]
+        rows = configuration_rows(collected, SEEDS) if chosen.over == SEEDS else configurations
+    rows = [row for row in rows if results_choices.fits(row, chosen.find)]
+    return group_rows(rows, chosen.by) if chosen.by else rows
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -78,6 +91,7 @@ def table(root: str, rows: Sequence[Row], chosen: Chosen) -> list[Row]:
         rows,
         columns.setup,
         columns.params,
+        columns.rest,
         columns.metrics,
         chosen.beside,
         results_data.training_seconds(root),
@@ -101,7 +115,7 @@ def table(root: str, rows: Sequence[Row], chosen: Chosen) -> list[Row]:
     return [rows[at] for at in event["selection"]["rows"] if at < len(rows)]
 
 
-def actions(picked: Sequence[Row], chosen: Chosen, collected: Mapping[str, Any]) -> None:
+def actions(root: str, picked: Sequence[Row], chosen: Chosen, every: bool) -> None:
     """What can be done with the rows that are ticked, and the downloads."""
     with st.container(horizontal=True, vertical_alignment="center"):
         curves = st.button(
@@ -116,25 +130,12 @@ def actions(picked: Sequence[Row], chosen: Chosen, collected: Mapping[str, Any])
         )
         st.space("stretch")
         with st.popover("Download", icon=":material/download:"):
-            downloads(collected)
-    tags = list(choices.tags())
+            results_downloads.buttons(root, choices.tags(), every)
     labels = [label for row in picked for label in (row.runs if chosen.by else [row.label])]
     if curves:
-        st.switch_page("screens/curves.py", query_params={"tag": tags, "runs": labels})
+        st.switch_page("screens/curves.py", query_params={"runs": labels})
     if compare:
-        st.switch_page("screens/compare.py", query_params={"tag": tags, "a": labels[0], "b": labels[1]})
-
-
-def downloads(collected: Mapping[str, Any]) -> None:
-    """What `cdpo results` gives for the tags that are shown; made when it is asked for."""
-    tables = results_tables(collected)
-    for label, name, mime, data in (
-        ("CSV", "results.csv", "text/csv", lambda: to_csv(collected)),
-        ("JSON", "results.json", "application/json", lambda: json.dumps(collected)),
-        ("LaTeX", "results.tex", "text/x-tex", lambda: typeset(tables, "latex", "results")),
-        ("Markdown", "results.md", "text/markdown", lambda: typeset(tables, "markdown", "results")),
-    ):
-        st.download_button(label, data, name, mime, on_click="ignore", key=f"download {name}", width="stretch")
+        st.switch_page("screens/compare.py", query_params={"a": labels[0], "b": labels[1]})
 
 
 def told(rows: Sequence[Row], chosen: Chosen) -> None:
@@ -154,7 +155,8 @@ def told(rows: Sequence[Row], chosen: Chosen) -> None:
     training = [words(name) for name in metrics_of(rows) if of_training(name)]
     if cells and len(methods) > 1 and training:
         what = ", ".join(training[:3])
-        lines.append(f"Training itself measured {what}: for different methods these are different things.")
+        lines.append(f"Training itself measured {what}: for different methods these are different things,")
+        lines.append("and the loss has a scale for each.")
     if cells:
         st.caption(" ".join(lines))
     for at, mark in enumerate(results_table.marks_of(rows), start=1):
@@ -204,7 +206,7 @@ def figure(rows: Sequence[Row], chosen: Chosen) -> None:
         st.html(f"<small>{look.as_text(note)}</small>")
 
 
-def selections(found: Sequence[Mapping[str, Any]], every: bool) -> None:
+def selections(found: Sequence[Mapping[str, Any]]) -> None:
     """Which swept values were chosen, as `cdpo results` tells it."""
     if not found:
         return
