@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from cdpo.errors import CdpoError
 from cdpo.viewer import choices, look, source
 from cdpo.viewer.data import is_busy
 
@@ -15,7 +16,9 @@ busy = store is not None and is_busy(store)
 
 def open_first() -> None:
     """What opens where no page is asked for. A page of its own, because the default page has no address of its own."""
-    st.switch_page(pages["board" if busy else "results"])
+    # what a widget has in the address is its own already, and stays there by itself
+    asked = {name: st.query_params.get_all(name) for name in st.query_params if name not in st.session_state}
+    st.switch_page(pages["board" if busy else "results"], query_params=asked)
 
 
 # not in a folder `pages/`: until st.navigation was called once, Streamlit would run a file of it without this frame
@@ -29,7 +32,10 @@ pages = {
 }
 if busy:
     pages = {"board": pages["board"], **pages}
-page = st.navigation([st.Page(open_first, title="cdpo", default=True, visibility="hidden"), *pages.values()])
+landing = st.Page(open_first, title="cdpo", default=True, visibility="hidden")
+page = st.navigation([landing, *pages.values()])
+if page.title == landing.title:
+    page.run()
 
 with st.sidebar:
     source.caption(store)
@@ -38,4 +44,7 @@ with st.sidebar:
 if store is None:
     look.nothing_yet(source.wanted())
 else:
-    page.run()
+    try:
+        page.run()
+    except CdpoError as error:  # what a page does not tell in its own words
+        look.trouble(str(error))

@@ -13,7 +13,7 @@ TAGS = "tag"
 
 def choose_tags(store: Store) -> None:
     """The sidebar's choice of tags; none chosen means all."""
-    known = sorted({ref["tag"] for ref in data.refs(str(store.root))})
+    known = data.tags(str(store.root))
     st.multiselect("Experiments (tags)", known, key=TAGS, bind="query-params", placeholder="all")
 
 

@@ -19,6 +19,13 @@ def collected(root: str, tags: tuple[str, ...]) -> dict[str, Any]:
 
 
 @st.cache_data(ttl=FRESH, show_spinner=False, max_entries=8)
+def tags(root: str) -> list[str]:
+    """The tags that there are runs under."""
+    found: list[str] = Store(Path(root)).tags()
+    return found
+
+
+@st.cache_data(ttl=FRESH, show_spinner=False, max_entries=8)
 def refs(root: str) -> list[dict[str, Any]]:
     """Every run that the store knows: name, tag, seed, method, model, dataset, params, steps, marks."""
     return list(Store(Path(root)).read_refs())

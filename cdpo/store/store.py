@@ -273,6 +273,17 @@ class Store:
                     raise DamagedFile(f"{error}; `cdpo prep` writes it again, for the runs of its tasks file") from None
         return sorted(found, key=lambda each: (each["tag"], each["name"]))
 
+    def tags(self) -> list[str]:
+        """The tags that there are runs under, sorted; read off one run of each."""
+        found = set()
+        for room in _folders(self.refs):
+            for name in sorted(_names(room)):
+                if name.endswith(".json") and not name.startswith("."):
+                    with contextlib.suppress(OSError, DamagedFile, KeyError, TypeError):
+                        found.add(str(read_json(room / name)["tag"]))
+                        break
+        return sorted(found)
+
     def remove_ref(self, tag: str, run: str) -> None:
         path = self.ref_path(tag, run)
         path.unlink(missing_ok=True)

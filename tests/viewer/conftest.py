@@ -32,10 +32,12 @@ def open_app(monkeypatch) -> Callable[..., AppTest]:
     def opened(store: Path, page: str = "results", **url: str | list[str]) -> AppTest:
         monkeypatch.setenv("CDPO_STORE", os.fspath(store))
         st.cache_data.clear()
+        st.cache_resource.clear()
         app = AppTest.from_file(str(APP), default_timeout=60)
+        # before the first run: what opens where no page is asked for leads elsewhere, and with it the address
+        app.switch_page(f"screens/{page}.py")
         for name, value in url.items():
             app.query_params[name] = value
-        app.run()
-        return app.switch_page(f"screens/{page}.py").run()
+        return app.run()
 
     return opened
