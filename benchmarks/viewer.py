@@ -62,11 +62,10 @@ def measure(store: Path) -> None:
     def page(name: str, **url: str) -> Callable[[], None]:
         def show() -> None:
             app = AppTest.from_file(str(VIEWER / "app.py"), default_timeout=300)
+            app.switch_page(f"screens/{name}.py")
             for key, value in url.items():
                 app.query_params[key] = value
             app.run()
-            assert not app.exception, app.exception
-            app.switch_page(f"screens/{name}.py").run()
             assert not app.exception, app.exception
 
         return show
@@ -87,13 +86,13 @@ def measure(store: Path) -> None:
     timed("a comparison of two runs", forgetting(page("compare", **two)), 3)
     for name in ("board", "curves", "datasets", "provenance"):
         timed(f"page {name}", forgetting(page(name)), 3)
+    print(f"memory of this process, all pages opened: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
     scores = sorted(store.glob("steps/EVALREWARD/*/out/scores.parquet"))
     pandas = timed("pandas reading the scores of all rows", lambda: [pd.read_parquet(path) for path in scores])
     some = sorted(store.glob("steps/GEN/*/out/responses.parquet"))[:50]
     part = timed(f"pandas reading the responses of {len(some)} runs", lambda: [pd.read_parquet(path) for path in some])
     both = pandas + part * len(scores) / len(some)
     print(f"first table: {pandas / first:.0f} times faster than the scores, {both / first:.0f} with the responses")
-    print(f"memory of this process, all pages opened: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
     serve(store)
 
 

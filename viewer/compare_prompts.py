@@ -11,8 +11,8 @@ from cdpo.viewer import compare_choices, compare_data, look, responses
 PAGE = 8
 
 
-def choose(table: pd.DataFrame, runs: list[RunScores], words: dict[str, str]) -> str | None:
-    """The prompt_id of the prompt to show; None where the filter leaves none."""
+def choose(table: pd.DataFrame, runs: list[RunScores], words: dict[str, str], under: str) -> str | None:
+    """The prompt_id of the prompt to show; None where the filter leaves none. `under` which seed, or nothing."""
     counts = {name: len(table) if column == "all" else int(table[column].sum()) for name, column in FILTERS.items()}
     left, middle, right = st.columns([3, 4, 3], vertical_alignment="bottom")
     show = left.selectbox("Show", list(FILTERS), key="only", bind="query-params", on_change=_first)
@@ -20,7 +20,8 @@ def choose(table: pd.DataFrame, runs: list[RunScores], words: dict[str, str]) ->
         "Find in prompts and responses", key="text", bind="query-params", on_change=_first, placeholder="any text"
     )
     order = right.selectbox("Order", list(ORDERS), key="order", bind="query-params", on_change=_first)
-    st.caption(" · ".join(f"{name} {count:,}" for name, count in counts.items()))
+    told = " · ".join(f"{name} {count:,}" for name, count in counts.items())
+    st.caption(f"{told}{',' if under else ''}{under}")
     ids = _chosen(table, runs, FILTERS[show], find, order)
     if not ids:
         look.empty("No such prompt", "No prompt is left by this filter and search: choose others above.")

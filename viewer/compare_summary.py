@@ -42,8 +42,8 @@ def choose_metric(compared: dict[str, dict[str, Any]]) -> str:
     return str(chosen if chosen in compared else names[0])
 
 
-def headline(metric: str, value: dict[str, Any]) -> None:
-    """The verdict in words, and on how many prompts who has the higher value."""
+def headline(metric: str, value: dict[str, Any], several: bool) -> None:
+    """The verdict in words, and on how many prompts who has the higher value; `several`: of means over seeds."""
     what = f"of {in_words(metric)}" if metric.startswith(SIDE_BY_SIDE) else in_words(metric)
     told = responses.escaped(side_by_side.in_words(metric, value, what))
     st.subheader(told.replace("95 %", "95\N{NO-BREAK SPACE}%"), anchor=False)
@@ -51,6 +51,8 @@ def headline(metric: str, value: dict[str, Any]) -> None:
     ties = value["ties"]
     st.html(bar([("A", a), ("tie", ties), ("B", b)]))
     facts = [f"A {number(value['a_mean'])}, B {number(value['b_mean'])}", f"{value['n']:,} prompts"]
+    if several:
+        facts.append("each prompt by its mean over the seeds")
     if lower_is_better(metric):
         facts.insert(1, "lower is better")
     if value["p"] is not None:
@@ -132,8 +134,8 @@ def every_metric(compared: dict[str, dict[str, Any]], not_compared: dict[str, st
         st.caption(responses.escaped(f"{in_words(name)} is not compared: {why}."))
 
 
-def scatter(table: pd.DataFrame, metric: str, beginnings: dict[str, str]) -> None:
-    """A's score against B's, prompt by prompt; beyond the diagonal B is higher."""
+def scatter(table: pd.DataFrame, metric: str, beginnings: dict[str, str], under: str) -> None:
+    """A's score against B's, prompt by prompt; beyond the diagonal B is higher. `under` which seed, or nothing."""
     both = table[["a", "b", "ahead"]].dropna()
     if both.empty:
         look.empty("No scores to draw", f"No prompt has {responses.escaped(in_words(metric))} in both runs.")
@@ -166,7 +168,7 @@ def scatter(table: pd.DataFrame, metric: str, beginnings: dict[str, str]) -> Non
         alt.Chart(ends).mark_line(color=COLOURS["tie"], strokeDash=[4, 4], strokeWidth=1).encode(x="a:Q", y="b:Q")
     )
     st.altair_chart((points + diagonal).properties(height=340), width="stretch")
-    told = "Each point is a prompt; above the line B has the higher value."
+    told = f"Each point is a prompt{under}; above the line B has the higher value."
     if many:
-        told = f"{len(both):,} prompts, counted in squares; above the line B has the higher value."
+        told = f"{len(both):,} prompts{under}, counted in squares; above the line B has the higher value."
     st.caption(told)

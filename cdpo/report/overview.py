@@ -81,15 +81,33 @@ class Row:
 
 def configuration_rows(collected: Mapping[str, Any], over: str = "prompts") -> list[Row]:
     """One row per configuration; intervals `over` prompts, or over its seeds."""
-    return [
-        _row(entry, entry["seeds"], [f"{entry['tag']}/{name}" for name in entry["runs"]], over)
-        for entry in collected["groups"]
-    ]
+    return sorted(
+        (
+            _row(entry, entry["seeds"], [f"{entry['tag']}/{name}" for name in entry["runs"]], over)
+            for entry in collected["groups"]
+        ),
+        key=_order,
+    )
 
 
 def run_rows(collected: Mapping[str, Any]) -> list[Row]:
     """One row per run; intervals over prompts."""
-    return [_row(entry, [entry["seed"]], [f"{entry['tag']}/{entry['name']}"]) for entry in collected["runs"]]
+    rows = [_row(entry, [entry["seed"]], [f"{entry['tag']}/{entry['name']}"]) for entry in collected["runs"]]
+    return sorted(rows, key=_order)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    """By tag and method, then by the parameters: numbers by their size, where names would put 1e-05 behind 0.0001."""
+    setup = (row.setup["tag"], row.setup["method"], row.setup["model"], row.setup["dataset"])
+    values = [
+        (name, not _is_number(value), value if _is_number(value) else 0, shown(value))
+        for name, value in sorted(row.params.items())
+    ]
+    return (*setup, values, row.seeds, row.label)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _row(entry: Mapping[str, Any], seeds: list[int], runs: list[str], over: str = "prompts") -> Row:

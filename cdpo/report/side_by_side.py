@@ -62,7 +62,12 @@ def first_two(known: Mapping[str, Sequence[Mapping[str, Any]]], finished: Contai
     for labels in (done, list(known)):
         for base in sorted(labels, key=lambda label: known[label][0]["method"] not in BASELINES):
             of = known[base][0]
-            others = [label for label in labels if label != base and known[label][0]["tag"] == of["tag"]]
+            own = {label_of(ref) for ref in known[base]}
+            others = [
+                label
+                for label in labels
+                if known[label][0]["tag"] == of["tag"] and own.isdisjoint(map(label_of, known[label]))
+            ]
             # two runs of one method only where there is nothing else
             others.sort(key=lambda label: known[label][0]["method"] == of["method"])
             if others:

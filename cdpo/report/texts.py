@@ -1,6 +1,6 @@
 """Reads the texts of runs: all that belongs to one prompt; of all prompts, only their beginnings, or what is asked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,32 +65,30 @@ def verdicts(folder: Path, prompt_id: str, sample: int) -> list[dict[str, Any]]:
 def openings(run: RunScores) -> dict[str, str]:
     """By prompt: how its last message begins."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    file = answers(run)
-    if file is None:
-        return {}
-    table = pq.read_table(file, columns=["prompt_id", "prompt"], use_threads=False)
-    messages = table["prompt"].combine_chunks()
-    last = pc.subtract(pc.add(messages.offsets[:-1], pc.list_value_length(messages)), 1)
-    words = pc.utf8_slice_codeunits(pc.struct_field(messages.values.take(last), "content"), 0, OPENING)
-    return dict(zip(table["prompt_id"].to_pylist(), words.to_pylist(), strict=True))
+    found: dict[str, str] = {}
+    for part in _parts(answers(run), ("prompt_id", "prompt")):
+        messages = part["prompt"]
+        last = pc.subtract(pc.add(messages.offsets[:-1], pc.list_value_length(messages)), 1)
+        words = pc.utf8_slice_codeunits(pc.struct_field(messages.values.take(last), "content"), 0, OPENING)
+        found |= zip(part["prompt_id"].to_pylist(), words.to_pylist(), strict=True)
+    return found
 
 
 def holding(runs: list[RunScores], text: str) -> set[str]:
     """The prompts where one of the runs' responses, or a message of the prompt, holds `text`, in whatever case."""
     import pyarrow.compute as pc
 
-    def has(column: Any) -> Any:
-        return pc.fill_null(pc.match_substring(column, text, ignore_case=True), False)
-
     found: set[str] = set()
-    for file in [file for run in runs if (file := answers(run)) is not None]:
-        for batch in _parts(file, ["prompt_id", "prompt", "response"]):
-            found |= set(batch["prompt_id"].filter(has(batch["response"])).to_pylist())
-            messages = batch["prompt"]
-            said = pc.struct_field(pc.list_flatten(messages), "content")
-            found |= set(batch["prompt_id"].take(pc.list_parent_indices(messages).filter(has(said))).to_pylist())
+    for run in runs:
+        for part in _parts(answers(run), ("prompt_id", "prompt", "response")):
+            here = pc.fill_null(pc.match_substring(part["response"], text, ignore_case=True), False)
+            found |= set(part["prompt_id"].filter(here).to_pylist())
+            said = pc.struct_field(pc.list_flatten(part["prompt"]), "content")
+            rows = pc.list_parent_indices(part["prompt"]).filter(
+                pc.fill_null(pc.match_substring(said, text, ignore_case=True), False)
+            )
+            found |= set(part["prompt_id"].take(rows).to_pylist())
     return found
 
 
@@ -104,15 +102,11 @@ def different(a: RunScores, b: RunScores) -> "pd.Series":
 
 
 def _first_responses(run: RunScores) -> dict[str, str]:
-    import pyarrow.parquet as pq
-
-    file = answers(run)
-    if file is None:
-        return {}
-    table = pq.read_table(file, columns=["prompt_id", "response"], use_threads=False)
-    # the last of equal keys stays: from the last row to the first
-    pairs = zip(table["prompt_id"].to_pylist()[::-1], table["response"].to_pylist()[::-1], strict=True)
-    return {each: text or "" for each, text in pairs}
+    found: dict[str, str] = {}
+    for part in _parts(answers(run), ("prompt_id", "response")):
+        for each, text in zip(part["prompt_id"].to_pylist(), part["response"].to_pylist(), strict=True):
+            found.setdefault(each, text or "")
+    return found
 
 
 def _rows(file: Path, prompt_id: str, columns: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
@@ -128,8 +122,10 @@ def _rows(file: Path, prompt_id: str, columns: tuple[str, ...] | None = None) ->
     return found
 
 
-def _parts(file: Path, columns: list[str]) -> Iterator[Any]:
+def _parts(file: Path | None, columns: Sequence[str]) -> Iterator[Any]:
     """The rows of a parquet file a part at a time: all its texts at once may be hundreds of megabytes."""
     import pyarrow.parquet as pq
 
-    yield from pq.ParquetFile(file).iter_batches(batch_size=PART, columns=columns, use_threads=False)
+    if file is not None:
+        with pq.ParquetFile(file) as opened:
+            yield from opened.iter_batches(batch_size=PART, columns=list(columns), use_threads=False)

@@ -57,6 +57,8 @@ def page() -> None:
     words = _openings(runs)
     steps = tuple(key for run in runs[:2] for key in [run.name, *run.steps, run.state])
     table = compare_data.prompts(root, steps, metric, found, seed)
+    several = len(a.runs) > 1 or len(b.runs) > 1
+    under = f" under seed {seed}" if several else ""
     if metric is None:
         _nothing_shared(a, b, why)
     else:
@@ -64,10 +66,10 @@ def page() -> None:
         drawn = not metric.startswith(side_by_side.SIDE_BY_SIDE)
         left, right = st.columns([6, 5] if drawn else [9, 1], gap="large")
         with left:
-            compare_summary.headline(metric, compared[metric])
+            compare_summary.headline(metric, compared[metric], several)
         with right:
             if drawn:
-                compare_summary.scatter(table, metric, words)
+                compare_summary.scatter(table, metric, words, under)
         compare_summary.every_metric(compared, why)
         compare_arena.show(root, a, b)
     st.header("Prompts", anchor=False)
@@ -78,7 +80,7 @@ def page() -> None:
             "cdpo execute",
         )
         return
-    prompt = compare_prompts.choose(table, runs[:2], words)
+    prompt = compare_prompts.choose(table, runs[:2], words, under)
     if prompt is not None:
         compare_prompt.show(store, runs, labels, found.matches, prompt)
 
