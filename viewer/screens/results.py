@@ -27,6 +27,8 @@ from cdpo.viewer.results_choices import RUNS, SEEDS, Chosen
 SHOWN = ("groups", "reward_models", "selections")
 #: rows that the table shows without scrolling, and their height in pixels
 VISIBLE, ROW_HEIGHT = 16, 36
+#: which rows are ticked, in the address
+TICKED = "ticked"
 #: what is to be made of a remark, by how it ends
 MEANINGS = {
     "also trained it": "It was trained for the very reward that scores it; gold, a judge or another reward model say "
@@ -99,6 +101,11 @@ def table(root: str, rows: Sequence[Row], chosen: Chosen) -> list[Row]:
     )
     # ticks are places: where the rows are others, they would be of others
     these = hashlib.sha256("\n".join(row.label for row in rows).encode()).hexdigest()[:12]
+    asked = st.query_params.get_all(TICKED)
+    # who comes back to the page finds what was ticked, also where the browser's Back has lost the address
+    if f"table {these}" not in st.session_state and (asked or f"first {these}" not in st.session_state):
+        st.session_state[f"first {these}"] = [at for at, row in enumerate(rows) if row.label in asked]
+    first = st.session_state[f"first {these}"]
     event = st.dataframe(
         frame,
         column_config=shown_as,
@@ -108,10 +115,14 @@ def table(root: str, rows: Sequence[Row], chosen: Chosen) -> list[Row]:
         height=ROW_HEIGHT * min(len(rows), VISIBLE) + ROW_HEIGHT + 4,
         on_select="rerun",
         selection_mode="multi-row",
+        selection_default={"selection": {"rows": first, "columns": [], "cells": []}},
         key=f"table {these}",
         alt=f"Results of {len(rows)} {chosen.unit}",
     )
-    return [rows[at] for at in event["selection"]["rows"] if at < len(rows)]
+    picked = [rows[at] for at in event["selection"]["rows"] if at < len(rows)]
+    if [row.label for row in picked] != asked:
+        st.query_params[TICKED] = [row.label for row in picked]
+    return picked
 
 
 def actions(root: str, picked: Sequence[Row], chosen: Chosen, every: bool) -> None:
