@@ -97,6 +97,11 @@ def caption(store: Store | None) -> None:
         return
     st.caption("Published on the Hugging Face Hub by")
     st.code(asked, language=None, wrap_lines=True)
+    from cdpo.hub.mirror import problems
+
+    if store is not None and (not_taken := problems(store)):
+        with st.expander("Not all could be read", icon=":material/warning:"):
+            st.code("\n\n".join(not_taken), language=None, wrap_lines=True)
     if st.button("Look for what is new", icon=":material/refresh:", width="stretch"):
         _mirrored.clear()
         st.rerun()

@@ -98,10 +98,8 @@ class Index:
         except sqlite3.OperationalError:
             return  # read-only, locked by others, no room, or from another release: it is only slower without
         except sqlite3.DatabaseError:
-            # a journal that a killed writer left would be taken for the new one's
-            for path in (self.path, self.path.with_name(f"{self.path.name}-journal")):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+            with contextlib.suppress(OSError):
+                self.path.unlink()
 
 
 def index_of(store: Store) -> Index:
