@@ -23,10 +23,13 @@ FRESH = 300
 
 def use_env_file() -> None:
     """Take what `.env` says of where things are, beside the viewer or in the project; the environment goes first."""
-    for folder in (Path.cwd(), Path.cwd().parent):
-        for name, value in dotenv_values(folder / ".env").items():
-            if value is not None and name.startswith(("CDPO_", "HF_")):
-                os.environ.setdefault(name, value)
+    for file in (Path.cwd() / ".env", Path.cwd().parent / ".env"):
+        try:
+            for name, value in dotenv_values(file).items():
+                if value is not None and name.startswith(("CDPO_", "HF_")):
+                    os.environ.setdefault(name, value)
+        except (OSError, ValueError) as error:
+            look.trouble(f"{file} cannot be read: {error}")
 
 
 def namespace() -> str | None:
