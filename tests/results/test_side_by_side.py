@@ -196,6 +196,10 @@ def test_by_what_a_judge_said(store):
     assert (table["b_wins"].sum(), table["a_wins"].sum(), table["tied"].sum()) == (1, 1, 2)
     assert table["missing"].sum() == len(PROMPTS) - 4
     assert (table["b"][PROMPTS[0]], table["a"][PROMPTS[0]]) == (1, 0)
+    # the reward that both have stands against the judge, whatever is shown
+    by_reward = by_prompt(store, a.runs[0], b.runs[0], "reward/mean", beside.matches)
+    assert by_reward["reward_judge"].any()
+    assert list(table["reward_judge"]) == list(by_reward["reward_judge"])
 
 
 def test_one_did_not_answer_all(tmp_path):
@@ -338,6 +342,10 @@ def test_several_responses_and_several_rewards(tmp_path):
     table = by_prompt(store, a.runs[0], b.runs[0], "reward/PP/mean", beside.matches)
     assert table["samples"].iloc[0] == 2
     assert table["tokens_a"].iloc[4] == 4 + 5
+    assert table["longest"].iloc[4] == 4 + 5
+    # a second answering step takes the place of the first
+    again = replace(b.runs[0], folders=[*a.runs[0].folders, *b.runs[0].folders])
+    assert by_prompt(store, a.runs[0], again, None, [])["samples_b"].iloc[0] == 1
 
 
 def test_verdicts_in_words():
