@@ -248,6 +248,10 @@ def view(
     from cdpo.commands.view import export
     from cdpo.commands.view import view as run
 
+    if folder is not None and (hub or port or address):
+        raise click.UsageError("--export writes what is in the store to files; it has no --hub, --port or --address")
+    if folder is None and (tag or compared):
+        raise click.UsageError("--tag and --compare are of --export; the viewer itself has its own choices")
     project = project_of(configs, store)
     if folder is not None:
         export(project, Path(folder), tag, compared or ())

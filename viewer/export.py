@@ -50,11 +50,11 @@ def export(root: Path, folder: Path, tag: str | None, compared: Sequence[str]) -
         pages["compare.html"] = beside
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("export.html")
     listed = {name: file for name, file in PAGES.items() if file in pages}
-    made = []
-    for file, content in pages.items():
-        write_text(folder / file, template.render(pages=listed, own=file, **content))
-        made.append(folder / file)
-    return made
+    # all of them before any is written
+    written = {file: template.render(pages=listed, own=file, **content) for file, content in pages.items()}
+    for file, text in written.items():
+        write_text(folder / file, text)
+    return [folder / file for file in written]
 
 
 def _figure(title: str, chart: Any) -> dict[str, str]:
@@ -164,6 +164,8 @@ def _compared(store: Store, refs: Sequence[dict[str, Any]], asked: Sequence[str]
     two = tuple(_known(name, known) for name in asked) or side_by_side.first_two(known, store.finished())
     if two is None:
         return None
+    if two[0] == two[1]:
+        raise CdpoError(f"{two[0]} cannot be compared with itself; `cdpo results` lists the others")
     beside = side_by_side.read(store, {name: known[name] for name in two})
     a, b = beside.groups
     found, why = side_by_side.differences(beside, a, b)

@@ -23,10 +23,13 @@ FRESH = 300
 
 def use_env_file() -> None:
     """Take what `.env` says of where things are, beside the viewer or in the project; the environment goes first."""
-    for folder in (Path.cwd(), Path.cwd().parent):
-        for name, value in dotenv_values(folder / ".env").items():
-            if value is not None and name.startswith(("CDPO_", "HF_")):
-                os.environ.setdefault(name, value)
+    for file in (Path.cwd() / ".env", Path.cwd().parent / ".env"):
+        try:
+            for name, value in dotenv_values(file).items():
+                if value is not None and name.startswith(("CDPO_", "HF_")):
+                    os.environ.setdefault(name, value)
+        except (OSError, ValueError) as error:
+            look.trouble(f"{file} cannot be read: {error}")
 
 
 def namespace() -> str | None:
@@ -98,6 +101,11 @@ def caption(store: Store | None) -> None:
         return
     st.caption("Published on the Hugging Face Hub by")
     st.code(asked, language=None, wrap_lines=True)
+    from cdpo.hub.mirror import problems
+
+    if store is not None and (not_taken := problems(store)):
+        with st.expander("Not all could be read", icon=":material/warning:"):
+            st.code("\n\n".join(not_taken), language=None, wrap_lines=True)
     if st.button("Look for what is new", icon=":material/refresh:", width="stretch"):
         _mirrored.clear()
         st.rerun()

@@ -8,6 +8,7 @@ of the machine's name, its folders or its processes. `cdpo.hub.mirror` makes a s
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ RUN = "run.json"
 #: tables of a step that are published, small beside the responses
 TABLES = (FILE, SAMPLES, "verdicts.parquet")
 _TOLD = ("key", "pipeline", "name", "version", "params", "seed", "started", "finished", "seconds", "code", "versions")
+#: what is told of the machine
+_HOST = ("system", "cpu", "cpus")
+#: a text that is nothing but a place on this machine, in some folder
+_PLACE = re.compile(r"(~[^/\n]*|/[^/\n]+)/[^\n]*")
 
 
 def viewer_files(store: Store, lineage: Lineage) -> dict[str, Path | bytes]:
@@ -35,7 +40,7 @@ def viewer_files(store: Store, lineage: Lineage) -> dict[str, Path | bytes]:
         **{name: bare_name(lineage.ref.get(name)) for name in ("model", "dataset")},
         "steps": [key for key in lineage.ref.get("steps", ()) if key in there],
     }
-    files: dict[str, Path | bytes] = {f"{ROOM}/{RUN}": _json(run)}
+    files: dict[str, Path | bytes] = {f"{ROOM}/{RUN}": _json(_bare(run))}
     for key, manifest in there.items():
         folder = store.find(key)
         assert folder is not None, key
@@ -49,14 +54,23 @@ def viewer_files(store: Store, lineage: Lineage) -> dict[str, Path | bytes]:
 
 
 def _told(manifest: Mapping[str, Any], tables: list[str]) -> dict[str, Any]:
-    host = {name: value for name, value in (manifest.get("host") or {}).items() if name != "name"}
+    host = {name: value for name, value in (manifest.get("host") or {}).items() if name in _HOST}
     return {
-        **{name: manifest[name] for name in _TOLD if name in manifest},
+        **{name: _bare(manifest[name]) for name in _TOLD if name in manifest},
         "inputs": {role: bare_input(given) for role, given in manifest["inputs"].items()},
         "host": host,
-        "summary": manifest.get("summary"),
+        "summary": _bare(manifest.get("summary")),
         "outputs": {name: manifest["outputs"][name] for name in tables},
     }
+
+
+def _bare(value: Any) -> Any:
+    """Without the folders of places on this machine: `/home/ada/judge.py:wordy` becomes `./judge.py:wordy`."""
+    if isinstance(value, dict):
+        return {name: _bare(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_bare(each) for each in value]
+    return f"./{value.rstrip('/').rpartition('/')[2]}" if isinstance(value, str) and _PLACE.fullmatch(value) else value
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -56,16 +56,16 @@ def collect(
     opened = Store(Path(store))
     index = index_of(opened)
     stamp = stamp_of(opened)
-    places = {part: json.dumps([part, tag, select]) for part in PARTS}
+    places = {part: f"{stamp} {json.dumps([part, tag, select])}" for part in PARTS}
     # each part by itself, because whoever shows one of them need not read the others
     kept = index.look("collected", [places[part] for part in parts])
-    if kept is not None and all(each["stamp"] == stamp for each in kept):
-        return {part: each["found"] for part, each in zip(parts, kept, strict=True)}
+    if kept is not None:
+        return dict(zip(parts, kept, strict=True))
     found = _collect(opened, index, [tag] if isinstance(tag, str) else tag, select)
     for part, place in places.items():
-        index.keep("collected", place, {"stamp": stamp, "found": found[part]})
-    # what is of runs and steps that are gone is of no use any more
-    index.save(forget=() if tag else ("step", "estimate", "difference"))
+        index.keep("collected", place, found[part])
+    # what is of runs and steps that are gone is of no use any more, nor what the store was before
+    index.save(() if tag else ("step", "estimate", "difference"), ("collected", stamp))
     return {part: found[part] for part in parts}
 
 

@@ -1,7 +1,7 @@
 """What was worked out of a store's rows, kept so that rows are read once. `index.sqlite` may be deleted.
 
-A finished step never changes, so what its rows gave never does; every entry's key names all that it was made from. The
-files stay the truth: who cannot write the index works without one.
+Every entry's key names all that it was made from, and of files how they look: a step that is made again, after `redo`,
+has its old key and may have other rows. The files stay the truth: who cannot write the index works without one.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ FILE = "index.sqlite"
 #: seconds to wait for another writer; what could not be kept is worked out again next time
 PATIENCE = 2.0
 #: of a finished step's folder: what results are made from
-LOOKED_AT = ("/out", "/out/scores.parquet")
+LOOKED_AT = ("/manifest.json", "/out", "/out/scores.parquet")
 _MAKE = "CREATE TABLE IF NOT EXISTS kept (kind TEXT, key TEXT, value TEXT, PRIMARY KEY (kind, key)) WITHOUT ROWID"
 
 
@@ -60,8 +60,9 @@ class Index:
         self._used.add((kind, key))
         self._new[kind, key] = json.dumps(value)
 
-    def save(self, forget: tuple[str, ...] = ()) -> None:
-        """Write what is new; of the kinds in `forget`, drop all that was not asked for since the index was opened."""
+    def save(self, forget: Sequence[str] = (), only: tuple[str, str] | None = None) -> None:
+        """Write what is new; of the kinds in `forget`, drop all that was not asked for since the index was opened, and
+        of the kind `only[0]` all whose keys begin with something else than `only[1]`."""
         if not self._new:
             return
         new = [(kind, key, value) for (kind, key), value in self._new.items()]
@@ -73,6 +74,10 @@ class Index:
                 there = [key for (key,) in connection.execute("SELECT key FROM kept WHERE kind = ?", (kind,))]
                 gone = [(kind, key) for key in there if (kind, key) not in self._used]
                 connection.executemany("DELETE FROM kept WHERE kind = ? AND key = ?", gone)
+            if only is not None:
+                start = f"{self._code} {only[1]}"
+                given = (only[0], len(start), start)
+                connection.execute("DELETE FROM kept WHERE kind = ? AND substr(key, 1, ?) != ?", given)
             connection.commit()
 
         self._with(write)
@@ -132,7 +137,8 @@ def stamp_of(store: Store) -> str:
         for below in _names(room):
             for name in _names(f"{room}/{below}"):
                 for part in parts:
-                    digest.update(_stamp(f"{room}/{below}/{name}{part}"))
+                    path = f"{room}/{below}/{name}{part}"
+                    digest.update(f"{path} {look_of(path)};".encode())
     for key in sorted(store.working()):
         digest.update(f"{key} {(store.work(key) / 'failure.json').exists()};".encode())
     return digest.hexdigest()
@@ -145,9 +151,10 @@ def _names(room: str) -> list[str]:
         return []
 
 
-def _stamp(path: str) -> bytes:
+def look_of(path: str | Path) -> str:
+    """What tells a file from itself after it was written again, and from another in its place; `-` for none."""
     try:
         found = os.stat(path)
     except OSError:
-        return b"-"
-    return f"{path} {found.st_mtime_ns} {found.st_size} {found.st_ino};".encode()
+        return "-"
+    return f"{found.st_mtime_ns} {found.st_size} {found.st_ino}"

@@ -5,7 +5,7 @@ themselves are read when somebody asks for them, and only those of a few steps a
 runs does not fit into memory.
 """
 
-import os
+import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from cdpo.errors import DamagedFile
 from cdpo.pipeline import GOLD, Pipeline, metric_name, pipelines
 from cdpo.plan.identity import input_identity
 from cdpo.report.columns import RowIds, read_columns
-from cdpo.report.index import Index, index_of
+from cdpo.report.index import Index, index_of, look_of
 from cdpo.stats.paired import Column, StoredColumn
 from cdpo.store import Store
 from cdpo.store.names import short
@@ -168,6 +168,8 @@ class _Finished:
     manifest: dict[str, Any]
     #: of `out/scores.parquet`: split -> column -> mean over the rows that have a value; without any, none
     means: dict[str, dict[str, float]]
+    #: its key, and how its files look: another once it is made again
+    source: str
 
 
 class Reader:
@@ -326,7 +328,7 @@ class Reader:
         means = step.means.get(split, {})
         for name, column in _metrics(step.pipeline, step.manifest).items():
             if column in means:
-                yield name, column, means[column], f"{short(step.key)}/{split}/{column}"
+                yield name, column, means[column], f"{step.source}/{split}/{column}"
 
     def _step(self, key: str) -> _Finished | None:
         if key not in self._steps:
@@ -337,15 +339,15 @@ class Reader:
     def _read_step(self, key: str, folder: Path) -> _Finished | None:
         """A finished step by what the index keeps of it; None where it is damaged: the next execute makes it again."""
         try:
-            there = os.stat(folder / MANIFEST)
-            stamp = f"{folder.name} {there.st_size} {there.st_mtime_ns}"
-            kept = self.index.remember("step", stamp, lambda: self._summary(folder))
+            looks = [look_of(f"{folder}/{name}") for name in (MANIFEST, "out/scores.parquet")]
+            kept = self.index.remember("step", " ".join([folder.name, *looks]), lambda: self._summary(folder))
         except (OSError, DamagedFile):
             return None
         known = pipelines().get(kept["pipeline"])
         if known is None or self.store.intact(folder, kept) is not None:
             return None
-        return _Finished(key, folder, known, kept, kept["means"])
+        source = f"{short(key)} {hashlib.sha256(repr(looks).encode()).hexdigest()[:12]}"
+        return _Finished(key, folder, known, kept, kept["means"], source)
 
     def _summary(self, folder: Path) -> dict[str, Any]:
         """What the index keeps of a step. Raises DamagedFile where it is not whole."""

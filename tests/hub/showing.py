@@ -1,5 +1,6 @@
 """`python -m tests.hub.showing publish STORE ROOM RUN...` publishes runs as PUSH does, but for their weights;
-`python -m tests.hub.showing mirror NAMESPACE` prints the folder of the store that shows them, or {"error"}."""
+`python -m tests.hub.showing mirror NAMESPACE` prints the folder of the store that shows them, and what could not be
+read; or {"error"}."""
 
 import json
 import sys
@@ -9,7 +10,7 @@ from cdpo.errors import CdpoError
 from cdpo.hub.cards import evaluation_card, index_card
 from cdpo.hub.huggingface import HuggingFaceHub
 from cdpo.hub.lineage import Lineage
-from cdpo.hub.mirror import mirror
+from cdpo.hub.mirror import mirror, problems
 from cdpo.hub.shown import viewer_files
 from cdpo.store import Store
 
@@ -36,7 +37,8 @@ def main() -> None:
         return
     said: list[str] = []
     try:
-        print(json.dumps({"root": str(mirror(sys.argv[2], said.append).root), "said": said}))
+        store = mirror(sys.argv[2], said.append)
+        print(json.dumps({"root": str(store.root), "said": said, "problems": problems(store)}))
     except CdpoError as error:
         print(json.dumps({"error": str(error)}))
 

@@ -3,17 +3,20 @@
 import json
 import multiprocessing
 import shutil
+import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdpo.report import collect as module
 from cdpo.report.collect import collect, compare
-from cdpo.report.index import FILE, Index
+from cdpo.report.index import FILE, Index, stamp_of
 from cdpo.store import Store
-from tests.results.made import PROMPTS, finish, key, record
+from tests.results.made import PROMPTS, finish, key, record, scored_again
 
 
 def add_run(store, name, seed, shift=0.0, tag="t"):
@@ -102,7 +105,10 @@ def test_an_index_that_is_none_is_begun_anew(store, content):
     assert collect(store.root) == right
     assert collect(store.root) == right
     assert collect(store.root) == right
-    assert Index(store.root / FILE).look("collected", [json.dumps(["runs", None, True])]) is not None
+    assert (
+        Index(store.root / FILE).look("collected", [f"{stamp_of(store)} {json.dumps(['runs', None, True])}"])
+        is not None
+    )
 
 
 def test_an_index_of_another_form_is_of_no_use_and_no_harm(store):
@@ -135,6 +141,93 @@ def test_a_store_that_cannot_be_written_has_its_index_in_the_users_cache(store, 
     assert list((tmp_path / "cache" / "cdpo").glob(f"*{FILE}"))
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
     assert collect(store.root) == right
+
+
+def test_a_step_that_is_made_again_has_its_new_values(store):
+    """Under its old key, for `cdpo redo` changes nothing that a key is made of; a judge says other things."""
+    kept = collect(store.root)
+    compared = compare(store.root, "t/a_s0", "t/b_s0")
+    scored_again(store, key("EVALREWARD", "a", 0, 0.0), 3.0)
+    after = compare(store.root, "t/a_s0", "t/b_s0")
+    assert after["metrics"]["reward/mean"]["a_mean"] > compared["metrics"]["reward/mean"]["a_mean"] + 2
+    found = collect(store.root)
+    (one,) = [run for run in found["runs"] if run["name"] == "a_s0"]
+    before = kept["runs"][0]["metrics"]["reward/mean"]
+    assert one["metrics"]["reward/mean"]["low"] > before["high"]
+    assert found == anew(store)
+
+
+def test_scores_that_somebody_wrote_over_are_read_again(store):
+    collect(store.root)
+    path = store.find(key("EVALREWARD", "a", 0, 0.0)) / "out" / "scores.parquet"
+    size, table = path.stat().st_size, pd.read_parquet(path)
+    for _ in range(200):  # of the same size, so that nothing is damaged
+        table.assign(reward_generated=np.random.default_rng(_).normal(3, 1, len(table))).to_parquet(path)
+        if path.stat().st_size == size:
+            break
+    assert path.stat().st_size == size
+    kept = collect(store.root)
+    assert kept == anew(store)
+    assert means(kept)["a_s0"] > 2
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{"])
+def test_a_manifest_that_is_damaged_is_seen(store, content):
+    collect(store.root)
+    path = store.find(key("EVALREWARD", "a", 0, 0.0)) / "manifest.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    kept = collect(store.root)
+    assert kept["runs"][0]["state"] == "unfinished"
+    assert kept == anew(store)
+
+
+def test_nothing_is_kept_of_what_a_store_was_or_an_older_release_said(store, monkeypatch):
+    from cdpo.report import index
+
+    def there():
+        return len(Index(store.root / FILE)._load("SELECT key, value FROM kept WHERE kind = 'collected'"))
+
+    for at in range(5):
+        add_run(store, "c", at, 0.9)
+        collect(store.root)
+        collect(store.root, "t")
+        collect(store.root, "t")
+        assert there() == 2 * len(module.PARTS)
+    monkeypatch.setattr(index, "_code", lambda: "another")
+    collect(store.root, "t")
+    assert there() == len(module.PARTS)
+
+
+def test_a_file_system_without_room_for_the_index_is_only_slower(store):
+    right = anew(store)
+    (store.root / FILE).unlink()
+    told = (
+        "import json, resource, sys; from cdpo.report.collect import collect;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2); print(json.dumps(collect(sys.argv[1])))"
+    )
+    for most in (0, 9000):
+        command = [sys.executable, "-c", told, str(store.root), str(most)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert json.loads(done.stdout) == right
+        assert collect(store.root) == right
+
+
+def test_what_a_killed_writer_left_is_no_harm(store):
+    """A journal beside an index that is no database, or is another one."""
+    right = anew(store)
+    journal = store.root / f"{FILE}-journal"
+    killed = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA cache_size = 1');"
+        "c.execute('BEGIN'); c.execute(\"UPDATE kept SET value = value || '0'\"); os.kill(os.getpid(), 9)"
+    )
+    for content in (None, b"no database"):
+        subprocess.run([sys.executable, "-c", killed, str(store.root / FILE)], timeout=60, check=False)
+        if content is not None:
+            (store.root / FILE).write_bytes(content)
+        assert journal.exists()
+        assert collect(store.root) == right
+        assert collect(store.root) == right
+        assert not journal.exists()
 
 
 def test_what_no_run_needs_is_forgotten(store):
@@ -181,7 +274,8 @@ def test_several_at_once(store):
 
 
 ACTS = st.lists(
-    st.tuples(st.sampled_from(["add", "remove", "discard", "damage", "look", "tag"]), st.integers(0, 5)), max_size=12
+    st.tuples(st.sampled_from(["add", "remove", "discard", "damage", "again", "look", "tag"]), st.integers(0, 5)),
+    max_size=12,
 )
 
 
@@ -201,6 +295,8 @@ def test_whatever_happens_to_a_store_it_is_as_without_an_index(acts, tmp_path_fa
             store.discard(made[at][1])
         elif act == "damage" and at in made and (path := store.find(made[at][1])) is not None:
             (path / "out" / "scores.parquet").write_bytes(b"PAR1")
+        elif act == "again" and at in made and store.find(made[at][1]) is not None:
+            scored_again(store, made[at][1], at)
         elif act == "tag":
             collect(store.root, f"t{at % 2}")
         else:

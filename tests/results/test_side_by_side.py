@@ -1,6 +1,7 @@
 """Two runs side by side, from a store made by hand: numbers against scipy, by counting, and against cdpo compare."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from cdpo.report.side_by_side import (
     what_differs,
 )
 from cdpo.score.scores import write_scores
+from cdpo.stats.paired import Column
 from cdpo.store import Store
 from tests.results.made import PROMPTS, finish, key, record
 
@@ -194,6 +196,10 @@ def test_by_what_a_judge_said(store):
     assert (table["b_wins"].sum(), table["a_wins"].sum(), table["tied"].sum()) == (1, 1, 2)
     assert table["missing"].sum() == len(PROMPTS) - 4
     assert (table["b"][PROMPTS[0]], table["a"][PROMPTS[0]]) == (1, 0)
+    # the reward that both have stands against the judge, whatever is shown
+    by_reward = by_prompt(store, a.runs[0], b.runs[0], "reward/mean", beside.matches)
+    assert by_reward["reward_judge"].any()
+    assert list(table["reward_judge"]) == list(by_reward["reward_judge"])
 
 
 def test_one_did_not_answer_all(tmp_path):
@@ -226,6 +232,29 @@ def test_judges_who_disagree_with_each_other(store):
     table = by_prompt(store, a.runs[0], b.runs[0], "reward/mean", beside.matches)
     assert list(table.index[table["judges_disagree"]]) == [PROMPTS[0], PROMPTS[1]]
     assert [each.judge for each in judgings(store, a.runs[0], b.runs[0], beside.matches)] == ["gpt", "other"]
+
+
+def test_who_a_judge_prefers_and_whether_it_is_resolved(store):
+    """Of many prompts B wins most; of a few, the same share is not resolved. What was asked otherwise is left out."""
+    beside, a, b = two(store, "t/SFT_b_s0", "t/DPO_b_s0")
+    (match,) = beside.matches
+
+    def said_by(wins, prompts=60, meaning=match.meaning):
+        column = Column(tuple(PROMPTS[: len(wins)]), np.array(wins))
+        return replace(match, column=column, prompts=prompts, meaning=meaning)
+
+    many, few = [1.0] * 45 + [0.0] * 15, [1.0, 1.0, 1.0, 0.0]
+    value = differences(replace(beside, matches=[said_by(many)]), a, b)[0]["judge gpt"]
+    assert (value["a_mean"], value["b_mean"], value["better"]) == (0.25, 0.75, "b")
+    assert value["p"] == pytest.approx(stats.ttest_1samp(np.array(many) * 2 - 1, 0).pvalue)
+    value = differences(replace(beside, matches=[said_by(many)]), b, a)[0]["judge gpt"]
+    assert (value["a_mean"], value["b_mean"], value["better"]) == (0.75, 0.25, "a")
+    value = differences(replace(beside, matches=[said_by(few)]), a, b)[0]["judge gpt"]
+    assert (value["b_mean"], value["better"], value["unpaired"]) == (0.75, None, 56)
+    assert 0.05 < value["p"] < 0.5
+    several = [said_by(few), said_by([0.0] * 60, meaning="asked in another way")]
+    value = differences(replace(beside, matches=several), a, b)[0]["judge gpt"]
+    assert (value["b_mean"], value["n"]) == (0.75, 4)
 
 
 def test_each_against_the_chosen(tmp_path):
@@ -313,6 +342,10 @@ def test_several_responses_and_several_rewards(tmp_path):
     table = by_prompt(store, a.runs[0], b.runs[0], "reward/PP/mean", beside.matches)
     assert table["samples"].iloc[0] == 2
     assert table["tokens_a"].iloc[4] == 4 + 5
+    assert table["longest"].iloc[4] == 4 + 5
+    # a second answering step takes the place of the first
+    again = replace(b.runs[0], folders=[*a.runs[0].folders, *b.runs[0].folders])
+    assert by_prompt(store, a.runs[0], again, None, [])["samples_b"].iloc[0] == 1
 
 
 def test_verdicts_in_words():

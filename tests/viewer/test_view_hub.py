@@ -15,6 +15,8 @@ from tests.hub.hub_server import OTHER, READER, WRITER, Hub
 
 SFT, DPO = "first/SFT_tiny_playground_s0", "first/DPO_tiny_playground_beta0.1_learning_rate0.0006_s0"
 
+RUN = {"tag": "t", "name": "n", "steps": [], "seed": 0, "method": "SFT", "model": None, "dataset": None, "params": {}}
+
 
 @pytest.fixture
 def hub(tmp_path):
@@ -104,15 +106,15 @@ def test_what_somebody_published_writes_nowhere_else(broken, tmp_path):
     place = tmp_path / "published" / "tag" / "viewer"
     step = place / "steps" / "SFT" / "x-000000000000"
     (step / "out").mkdir(parents=True)
-    (place / "run.json").write_text(json.dumps({"tag": "../t", "name": "../../n", "steps": [], "seed": 0}))
+    (place / "run.json").write_text(json.dumps({**RUN, "tag": "../t", "name": "../../n"}))
     about = {"name": "x", "inputs": {}, "params": {}, "outputs": {}, "seconds": 1.0}
     (step / "manifest.json").write_text(json.dumps({**about, **broken} if isinstance(broken, dict) else broken))
     store = Store(tmp_path / "mirror" / "store")
     if isinstance(broken, dict) and broken.get("name"):
-        _take(store, place.parent)
+        _take(store, place.parent, {"runs": [], "steps": []})
     else:
         with pytest.raises(CdpoError, match="not as cdpo publishes it"):
-            _take(store, place.parent)
+            _take(store, place.parent, {"runs": [], "steps": []})
     outside = [path for path in tmp_path.rglob("*") if not path.is_relative_to(store.root) and path.is_file()]
     assert all(path.is_relative_to(tmp_path / "published") for path in outside)
     assert not (tmp_path / "mirror" / "evil").exists()
