@@ -14,8 +14,7 @@ from cdpo.viewer import data
 def collected(root: str, tags: tuple[str, ...], every: bool, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
     """`parts` of `cdpo.report.collect.collect`, of the runs under `tags` (() for all); with `every`, all values of what
     was swept, also where one was chosen. Nobody changes it: it is the same object for all who ask."""
-    chosen = any(ref.get("select") for ref in data.refs(root))
-    found: dict[str, Any] = _collected(root, tags, chosen and not every, parts)
+    found: dict[str, Any] = _collected(root, tags, not every, parts)
     return found
 
 
@@ -23,12 +22,6 @@ def collected(root: str, tags: tuple[str, ...], every: bool, parts: tuple[str, .
 @st.cache_resource(ttl=data.FRESH, show_spinner="Reading results ...", max_entries=8)
 def _collected(root: str, tags: tuple[str, ...], select: bool, parts: tuple[str, ...]) -> dict[str, Any]:
     return collect(root, tags or None, select=select, parts=parts)
-
-
-@st.cache_data(ttl=data.FRESH, show_spinner=False, max_entries=4)
-def training_seconds(root: str) -> dict[str, float]:
-    """`tag/name` of a run -> seconds that its training took."""
-    return facts.training_seconds(data.refs(root), Store(Path(root)).finished())
 
 
 @st.cache_data(ttl=data.FRESH, show_spinner=False, max_entries=4)

@@ -26,7 +26,6 @@ def frame(
     rest: Sequence[str],
     metrics: Sequence[str],
     beside: Sequence[str],
-    seconds: Mapping[str, float],
     links: Mapping[str, Mapping[str, str]],
     spread: bool = False,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -52,7 +51,7 @@ def frame(
         # a loss is another thing for another method: one scale for all would say that they can be compared
         apart = [row.setup.get("method", "") if name == "loss" else "" for row in rows]
         _add_metric(table, shown_as, name, cells, beside, spread, apart)
-    _add_duration(table, shown_as, [[seconds[run] for run in row.runs if run in seconds] for row in rows])
+    _add_duration(table, shown_as, [row.seconds for row in rows])
     for kind, label in LINKS:
         urls = [next((links[run][kind] for run in row.runs if kind in links.get(run, ())), None) for row in rows]
         if any(urls):

@@ -92,8 +92,9 @@ def caption(store: Store | None) -> None:
     """What is shown, in the sidebar."""
     asked = namespace()
     if asked is None:
-        st.caption("Store")
-        st.code(str(store.root if store is not None else wanted()), language=None, wrap_lines=True)
+        folder = store.root if store is not None else wanted()
+        st.caption("Store", help=f"`{folder}`")
+        st.code("/".join(folder.parts[-2:]), language=None, wrap_lines=True)
         return
     st.caption("Published on the Hugging Face Hub by")
     st.code(asked, language=None, wrap_lines=True)

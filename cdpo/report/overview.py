@@ -72,6 +72,8 @@ class Row:
     label: str
     runs: list[str]
     cells: dict[str, Cell] = field(default_factory=dict)
+    #: of the training of each run's own method, of those that have trained
+    seconds: list[float] = field(default_factory=list)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -107,6 +109,7 @@ def _row(entry: Mapping[str, Any], seeds: list[int], runs: list[str], over: str 
         label=f"{entry['tag']}/{entry['name']}",
         runs=runs,
         cells=cells,
+        seconds=entry["training_seconds"],
     )
 
 
@@ -155,6 +158,7 @@ def _group(rows: Sequence[Row], by: Sequence[str]) -> Row:
         label=", ".join(f"{greek(name)} {shown(_axis(first, name)) or 'not set'}" for name in by),
         runs=[label for row in rows for label in row.runs],
         cells=cells,
+        seconds=[each for row in rows for each in row.seconds],
     )
 
 

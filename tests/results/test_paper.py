@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_latex_context_db
@@ -193,6 +193,7 @@ def table_of(text):
     return Table(["about ", text], columns, rows, [["note ", text], [text]] if text.strip() else [])
 
 
+@settings(deadline=None)  # a loaded machine is slow
 @given(TEXTS | MARKED)
 def test_any_text_comes_back(text):
     table = table_of(text)

@@ -12,7 +12,7 @@ import cdpo
 from cdpo.cli import cli
 from cdpo.files import write_json
 from cdpo.report.collect import collect
-from cdpo.report.facts import is_on_hub, published, training_seconds
+from cdpo.report.facts import is_on_hub, published
 from cdpo.report.overview import (
     Cell,
     Row,
@@ -160,10 +160,13 @@ def test_labels_of_what_differs_in_nothing_are_the_names():
 
 def test_durations_are_those_of_the_methods_own_training(playground):
     store = Store(playground / ".cdpo")
-    found = training_seconds(store.read_refs(), store.finished())
+    collected = collect(store.root)
+    found = {row.label: row.seconds for row in run_rows(collected)}
     assert len(found) == len(store.read_refs())
-    label = "first/SFT_tiny_playground_s0"
-    assert found[label] == json.loads(next(store.steps.glob("SFT/*_s0-*/manifest.json")).read_text())["seconds"]
+    (own,) = found["first/SFT_tiny_playground_s0"]
+    (group,) = [row.seconds for row in configuration_rows(collected) if row.label == "first/SFT_tiny_playground"]
+    assert group == [own, *found["first/SFT_tiny_playground_s1"]]
+    assert own == json.loads(next(store.steps.glob("SFT/*_s0-*/manifest.json")).read_text())["seconds"]
 
 
 @pytest.mark.parametrize(

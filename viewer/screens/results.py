@@ -94,7 +94,6 @@ def table(root: str, rows: Sequence[Row], chosen: Chosen) -> list[Row]:
         columns.rest,
         columns.metrics,
         chosen.beside,
-        results_data.training_seconds(root),
         results_data.published(root),
         spread=bool(chosen.by),
     )
