@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdpo.files import reading_parquet
 from cdpo.report.by_prompt import answers
 from cdpo.report.reading import RunScores
 from cdpo.report.words import share_different
@@ -65,12 +66,12 @@ def verdicts(folder: Path, prompt_id: str, sample: int) -> list[dict[str, Any]]:
 def openings(run: RunScores) -> dict[str, str]:
     """By prompt: how its last message begins."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     file = answers(run)
     if file is None:
         return {}
-    table = pq.read_table(file, columns=["prompt_id", "prompt"], use_threads=False)
+    with reading_parquet(file) as opened:
+        table = opened.read(["prompt_id", "prompt"], use_threads=False)
     messages = table["prompt"].combine_chunks()
     last = pc.subtract(pc.add(messages.offsets[:-1], pc.list_value_length(messages)), 1)
     words = pc.utf8_slice_codeunits(pc.struct_field(messages.values.take(last), "content"), 0, OPENING)
@@ -104,12 +105,11 @@ def different(a: RunScores, b: RunScores) -> "pd.Series":
 
 
 def _first_responses(run: RunScores) -> dict[str, str]:
-    import pyarrow.parquet as pq
-
     file = answers(run)
     if file is None:
         return {}
-    table = pq.read_table(file, columns=["prompt_id", "response"], use_threads=False)
+    with reading_parquet(file) as opened:
+        table = opened.read(["prompt_id", "response"], use_threads=False)
     # the last of equal keys stays: from the last row to the first
     pairs = zip(table["prompt_id"].to_pylist()[::-1], table["response"].to_pylist()[::-1], strict=True)
     return {each: text or "" for each, text in pairs}
@@ -118,9 +118,9 @@ def _first_responses(run: RunScores) -> dict[str, str]:
 def _rows(file: Path, prompt_id: str, columns: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
     """The rows of one prompt, in the file's order, with those of `columns` that the file has."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    names = pq.read_schema(file).names
+    with reading_parquet(file) as opened:
+        names = opened.schema_arrow.names
     wanted = [name for name in columns or names if name in names]
     found: list[dict[str, Any]] = []
     for batch in _parts(file, list(dict.fromkeys(["prompt_id", *wanted]))):
@@ -130,6 +130,5 @@ def _rows(file: Path, prompt_id: str, columns: tuple[str, ...] | None = None) ->
 
 def _parts(file: Path, columns: list[str]) -> Iterator[Any]:
     """The rows of a parquet file a part at a time: all its texts at once may be hundreds of megabytes."""
-    import pyarrow.parquet as pq
-
-    yield from pq.ParquetFile(file).iter_batches(batch_size=PART, columns=columns, use_threads=False)
+    with reading_parquet(file) as opened:
+        yield from opened.iter_batches(batch_size=PART, columns=columns, use_threads=False)

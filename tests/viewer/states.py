@@ -97,6 +97,14 @@ def cut_off_tables(folder: Path, playground: Path) -> Path:
     return store
 
 
+def garbled_tables(folder: Path, playground: Path) -> Path:
+    """Every table has the length that its manifest tells, and other bytes."""
+    store = _copied(folder, playground)
+    for path in (store / "steps").rglob("*.parquet"):
+        path.write_bytes(b"PAR1" * (path.stat().st_size // 4) + b"." * (path.stat().st_size % 4))
+    return store
+
+
 def lost_tables(folder: Path, playground: Path) -> Path:
     """Steps are finished, and somebody has deleted their tables."""
     store = _copied(folder, playground)
@@ -135,6 +143,7 @@ MADE: dict[str, Callable[[Path, Path], Path]] = {
         damaged_ref,
         damaged_steps,
         cut_off_tables,
+        garbled_tables,
         lost_tables,
         mirrored,
     )
