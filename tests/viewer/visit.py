@@ -81,16 +81,14 @@ class Visit:
         """The row of a table, which is a picture: by its place."""
         drawn = self.page.get_by_test_id("stDataFrame").nth(table)
         drawn.locator("canvas").first.wait_for()
-        drawn.scroll_into_view_if_needed()
-        box = drawn.bounding_box()
-        self.page.mouse.click(box["x"] + TICK, box["y"] + ROW * (1.5 + row))
+        drawn.click(position={"x": TICK, "y": ROW * (1.5 + row)})
         # not over the table, whose own tools would lie on what is above it
         self.page.mouse.move(5, 5)
         self.settle()
 
     def write(self, label: str, text: str) -> None:
         """Into a field, as far as leaving it."""
-        field = self.page.get_by_label(label, exact=True)
+        field = self.page.get_by_role("textbox", name=label, exact=True)
         field.fill(text)
         field.press("Enter")
         self.settle()
@@ -101,14 +99,27 @@ class Visit:
         self.page.get_by_role("option", name=option, exact=True).click()
         self.settle()
 
+    def button(self, name: str) -> Any:
+        """A button, or one of several that exclude each other."""
+        named = self.page.get_by_text(name, exact=True)
+        return self.page.locator("button, [role=radio]").filter(has=named).first
+
     def press(self, name: str) -> None:
-        self.page.get_by_role("button", name=name).first.click()
+        self.button(name).click()
         self.settle()
 
     def download(self, name: str) -> bytes:
         with self.page.expect_download() as coming:
-            self.page.get_by_role("button", name=name).first.click()
+            self.button(name).click()
         return Path(coming.value.path()).read_bytes()
+
+    def back(self, place: str) -> None:
+        """The browser's Back, until another page is there: each choice is a place of its own to come back to."""
+        for _ in range(10):
+            self.page.go_back()
+            if self.place() == place:
+                break
+        self.heading(place.capitalize())
 
     # -- what there is -------------------------------------------------------------------------------------------------
 
