@@ -4,10 +4,11 @@
 # make vllm-env   .venv-vllm, for the tests of `backend: vllm`
 # make lm-eval-env  .venv-lm-eval, for the tests of LMEVAL
 # make system-deps  SLURM for the tests of `engine: slurm` (Debian, as root)
+# make browser    a Chromium for the viewer's tests in a browser (Debian, as root)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup vllm-env lm-eval-env system-deps demo test test-all gpu-check lint types
+.PHONY: setup vllm-env lm-eval-env system-deps browser demo test test-all gpu-check lint types
 setup: .venv/ready
 
 # One marker for a whole environment: it is made last, so that an interrupted installation is begun again.
@@ -29,6 +30,9 @@ lm-eval-env: .venv-lm-eval/ready
 system-deps:
 	sh tests/engine/system_deps.sh
 
+browser:
+	sh tests/viewer/browser.sh
+
 demo: setup
 	$(BIN)/cdpo prep
 	$(BIN)/cdpo execute
@@ -42,6 +46,8 @@ types: setup
 	$(BIN)/mypy
 
 test: lint types
+	# where it cannot be had, the viewer's tests in a browser are skipped
+	-@sh tests/viewer/browser.sh >/dev/null 2>&1
 	# a process for each core; tests of one file stay together, for they share what they made
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow'
 

@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside their place, flushed to disk, then renamed into it."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -94,6 +95,20 @@ def read_json_lines(path: Path) -> Iterator[Any]:
     for line in data[: data.rfind(b"\n") + 1].splitlines():
         if line:
             yield json.loads(line)
+
+
+@contextlib.contextmanager
+def reading_parquet(path: Path) -> Iterator[Any]:
+    """The pyarrow ParquetFile of `path`. What is no whole parquet file, as it is opened or as rows are read, raises
+    DamagedFile."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DamagedFile(f"{path}: cannot be read ({error}); `cdpo redo` has its step made again") from None
 
 
 def file_sha256(path: Path) -> str:

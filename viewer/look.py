@@ -33,7 +33,8 @@ def empty(what: str, why: str, command: str | None = None) -> None:
 def nothing_yet(folder: Path) -> None:
     """No store at all."""
     st.title("Nothing to show yet", anchor=False)
-    empty("There is no store here.", f"{folder} does not exist. These commands make one:", "cdpo prep\ncdpo execute")
+    why = f"Nothing was made in `{folder}` yet. These commands begin:"
+    empty("There is no store here.", why, "cdpo prep\ncdpo execute")
 
 
 def trouble(said: str) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cdpo.errors import CdpoError, UsageError
+from cdpo.files import reading_parquet
 from cdpo.plan.names import labels_of
 from cdpo.report.collect import Group, find_two, seeds_of
 from cdpo.report.reading import RunScores, Scored
@@ -112,10 +113,9 @@ def _refuse_others(by_reward: list[Scored], by_cost: list[Scored], reward: str, 
 
 def _read(scored: Scored) -> dict[Row, float]:
     """The score of each response; rows without one are left out."""
-    import pyarrow.parquet as pq
-
     out = scored.folder / "out"
-    table = pq.read_table(out / (SAMPLES if (out / SAMPLES).exists() else FILE), use_threads=False)
+    with reading_parquet(out / (SAMPLES if (out / SAMPLES).exists() else FILE)) as file:
+        table = file.read(use_threads=False)
     rows = table.select([name for name in _COLUMNS if name in table.column_names]).to_pylist()
     return {
         (row["prompt_id"], row.get("sample", 0)): row["reward_generated"]

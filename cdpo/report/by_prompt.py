@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cdpo.files import reading_parquet
 from cdpo.report.collect import Group
 from cdpo.report.reading import Match, RunScores
 from cdpo.report.side_by_side import SIDE_BY_SIDE, better_sign
@@ -104,12 +105,12 @@ def by_prompt(store: Store, a: RunScores, b: RunScores, metric: str | None, matc
 def _lengths(run: RunScores) -> "pd.DataFrame":
     """By prompt: how many responses there are, how many tokens they have, and how many were cut off."""
     import pandas as pd
-    import pyarrow.parquet as pq
 
     file = answers(run)
     if file is None:
         return pd.DataFrame({"samples": [], "tokens": [], "cut": []}, index=pd.Index([], dtype=object))
-    table = pq.read_table(file, columns=["prompt_id", "response_tokens", "finish_reason"], use_threads=False)
+    with reading_parquet(file) as opened:
+        table = opened.read(["prompt_id", "response_tokens", "finish_reason"], use_threads=False)
     rows = pd.DataFrame(
         {
             "samples": 1,
@@ -202,20 +203,17 @@ JUDGED = ("judge_win", "judge_win_chosen", "judge_rating")
 
 def _scores(folder: Path) -> "pd.Series":
     import pandas as pd
-    import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(folder / "out" / "scores.parquet")
-    name = next(each for each in JUDGED if each in file.schema_arrow.names)
-    table = file.read(columns=["prompt_id", name], use_threads=False)
+    with reading_parquet(folder / "out" / "scores.parquet") as file:
+        name = next(each for each in JUDGED if each in file.schema_arrow.names)
+        table = file.read(columns=["prompt_id", name], use_threads=False)
     return pd.Series(table[name].to_numpy().astype(float), index=table["prompt_id"].to_pylist())
 
 
 def _orders_differ(folder: Path) -> "pd.Series":
     """By prompt, 1.0 where a pair of responses was judged otherwise when its places changed."""
-    import pyarrow.parquet as pq
-
-    columns = ["prompt_id", "sample", "order", "verdict"]
-    table = pq.read_table(folder / "out" / "verdicts.parquet", columns=columns, use_threads=False).to_pandas()
+    with reading_parquet(folder / "out" / "verdicts.parquet") as file:
+        table = file.read(["prompt_id", "sample", "order", "verdict"], use_threads=False).to_pandas()
     worth = table["verdict"].map({"first": 1.0, "tie": 0.0, "second": -1.0}).astype(float)
     table["worth"] = worth.where(table["order"] != 1, -worth)
     table = table[table["order"].notna() & table["worth"].notna()]

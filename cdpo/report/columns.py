@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from cdpo.files import reading_parquet
 from cdpo.stats.paired import Column
 
 
@@ -38,11 +39,10 @@ class RowIds:
 def read_columns(path: Path, wanted: set[str], ids: RowIds) -> dict[str, dict[str, Column]]:
     """The columns of `wanted` that there are, by split; rows without a finite value are left out of a column."""
     import numpy as np
-    import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(path)
-    names = [name for name in file.schema_arrow.names if name in wanted]
-    table = file.read(columns=["split", "prompt_id", *names], use_threads=False)
+    with reading_parquet(path) as file:
+        names = [name for name in file.schema_arrow.names if name in wanted]
+        table = file.read(columns=["split", "prompt_id", *names], use_threads=False)
     splits, rows = ids.text(table["split"]), ids.text(table["prompt_id"])
     numbers = {name: table[name].to_numpy().astype(np.float64) for name in names}
     found: dict[str, dict[str, Column]] = {}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdpo.files import reading_parquet
 from cdpo.report.by_prompt import answers
 from cdpo.report.reading import RunScores
 from cdpo.report.words import share_different
@@ -112,9 +113,9 @@ def _first_responses(run: RunScores) -> dict[str, str]:
 def _rows(file: Path, prompt_id: str, columns: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
     """The rows of one prompt, in the file's order, with those of `columns` that the file has."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    names = pq.read_schema(file).names
+    with reading_parquet(file) as opened:
+        names = opened.schema_arrow.names
     wanted = [name for name in columns or names if name in names]
     found: list[dict[str, Any]] = []
     for batch in _parts(file, list(dict.fromkeys(["prompt_id", *wanted]))):
@@ -124,8 +125,6 @@ def _rows(file: Path, prompt_id: str, columns: tuple[str, ...] | None = None) ->
 
 def _parts(file: Path | None, columns: Sequence[str]) -> Iterator[Any]:
     """The rows of a parquet file a part at a time: all its texts at once may be hundreds of megabytes."""
-    import pyarrow.parquet as pq
-
     if file is not None:
-        with pq.ParquetFile(file) as opened:
+        with reading_parquet(file) as opened:
             yield from opened.iter_batches(batch_size=PART, columns=list(columns), use_threads=False)

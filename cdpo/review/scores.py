@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdpo.errors import DamagedFile
+from cdpo.files import reading_parquet
 from cdpo.pipeline import metric_name, pipelines
 from cdpo.review.rows import SAMPLE, Overview
 from cdpo.score.scores import FILE, SAMPLES
@@ -46,15 +47,14 @@ def _columns(folder: Path, wanted: set[str], view: Overview) -> dict[str, "np.nd
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     path = next((folder / name for name in (SAMPLES, FILE) if (folder / name).is_file()), None)
     if path is None:
         return {}
-    file = pq.ParquetFile(path)
-    names = [name for name in file.schema_arrow.names if name in wanted]
-    by_sample = SAMPLE in file.schema_arrow.names
-    table = file.read(columns=["prompt_id", *([SAMPLE] if by_sample else []), *names], use_threads=False)
+    with reading_parquet(path) as file:
+        names = [name for name in file.schema_arrow.names if name in wanted]
+        by_sample = SAMPLE in file.schema_arrow.names
+        table = file.read(columns=["prompt_id", *([SAMPLE] if by_sample else []), *names], use_threads=False)
     ids = table["prompt_id"].combine_chunks()
     if by_sample:
         number = table[SAMPLE].combine_chunks()

@@ -7,6 +7,7 @@ from typing import Any
 
 from cdpo.data.prepared import SPLITS
 from cdpo.errors import UsageError
+from cdpo.files import reading_parquet
 from cdpo.generate.responses import FILE
 from cdpo.pipeline import pipelines
 from cdpo.store import Store
@@ -95,8 +96,7 @@ def find(store: Store, name: str) -> Source:
 
 
 def _first(path: Path, column: str) -> str:
-    import pyarrow.parquet as pq
-
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=1, columns=[column], use_threads=False):
-        return str(batch.column(0)[0].as_py())
+    with reading_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=1, columns=[column], use_threads=False):
+            return str(batch.column(0)[0].as_py())
     return "eval"

@@ -29,11 +29,11 @@ def open_app(monkeypatch) -> Callable[..., AppTest]:
     """`open_app(store, "results", tag="first")`: a page of the app on a store, with what stands in its URL."""
     import streamlit as st
 
-    def opened(store: Path, page: str = "results", **url: str | list[str]) -> AppTest:
+    def opened(store: Path, page: str = "results", /, **url: str | list[str]) -> AppTest:
         monkeypatch.setenv("CDPO_STORE", os.fspath(store))
         st.cache_data.clear()
         st.cache_resource.clear()
-        app = AppTest.from_file(str(APP), default_timeout=60)
+        app = AppTest.from_file(str(APP), default_timeout=120)
         # before the first run: what opens where no page is asked for leads elsewhere, and with it the address
         app.switch_page(f"screens/{page}.py")
         for name, value in url.items():

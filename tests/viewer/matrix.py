@@ -1,11 +1,8 @@
-"""A matrix as an execution leaves it at any moment: plans, work folders, locks; and a page of the app upon it."""
+"""A matrix as an execution leaves it at any moment: plans, work folders, locks."""
 
 import json
-import os
 import time
 from pathlib import Path
-
-from streamlit.testing.v1 import AppTest
 
 from cdpo.engine.process import identity
 from cdpo.files import append_json, write_json
@@ -13,7 +10,6 @@ from cdpo.plan.freeze import write_plan
 from cdpo.plan.graph import Plan, PlannedRun, PlannedStep
 from cdpo.report.board import read_board
 from cdpo.store import Store
-from tests.conftest import ROOT
 from tests.results.made import finish, key
 
 GONE = {"pid": 2**22 + 7, "start": 1}
@@ -85,20 +81,6 @@ class Matrix:
 
     def state(self, name):
         return self.board().steps[self.key(name)]["state"]
-
-
-def opened(monkeypatch, store: Path, page: str, **url: str | list[str]) -> AppTest:
-    """A page of the app on a store, opened by its address."""
-    import streamlit as st
-
-    monkeypatch.setenv("CDPO_STORE", os.fspath(store))
-    st.cache_data.clear()
-    st.cache_resource.clear()
-    app = AppTest.from_file(str(ROOT / "viewer" / "app.py"), default_timeout=60)
-    app.switch_page(f"screens/{page}.py")
-    for name, value in url.items():
-        app.query_params[name] = value
-    return app.run()
 
 
 def shown(app) -> str:

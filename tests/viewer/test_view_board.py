@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 
@@ -15,17 +14,12 @@ from cdpo.report.time_left import executions, slots_of, time_left
 from cdpo.store import Store
 from cdpo.store.services import Room
 from tests.results.made import finish, key, record
-from tests.viewer.matrix import GONE, Matrix, opened, shown
+from tests.viewer.matrix import GONE, Matrix, shown
 
 
 @pytest.fixture
 def matrix(tmp_path):
     return Matrix(tmp_path)
-
-
-@pytest.fixture
-def open_app(monkeypatch):
-    return partial(opened, monkeypatch)
 
 
 def test_states_of_a_half_finished_matrix(matrix, open_app):

@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from cdpo.generate.responses import write_responses
 from cdpo.store import Store
@@ -34,23 +33,6 @@ def ok(app):
     assert not app.exception, app.exception
     assert not app.error, app.error
     return app
-
-
-@pytest.fixture
-def open_app(monkeypatch):
-    """The page with what stands in its URL: the app's first page, which opens another, gives none of it on."""
-    import streamlit as st
-
-    def opened(store, page, **url):
-        monkeypatch.setenv("CDPO_STORE", str(store))
-        st.cache_data.clear()
-        st.cache_resource.clear()
-        app = AppTest.from_file(str(APP), default_timeout=120).run().switch_page(f"screens/{page}.py")
-        for name, value in url.items():
-            app.query_params[name] = value
-        return app.run()
-
-    return opened
 
 
 # -- the playground ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from cdpo.report.tuning import AVERAGED, fixed, grid, may_be_averaged, others, p
 from cdpo.store import Store
 from cdpo.viewer import charts, curves_chart
 from tests.results.made import finish, key, record
-from tests.viewer.at_url import open_url
 
 
 def points(steps, values, epochs=None):
@@ -322,9 +321,9 @@ def test_what_is_averaged_is_a_choice_and_never_of_methods(made):
 
 
 @pytest.fixture
-def open_curves(monkeypatch) -> Callable:
-    """`open_curves(store, tags=["t"], runs=[...])`"""
-    return lambda store, **url: open_url(monkeypatch, store, "curves", **url)
+def open_curves(open_app) -> Callable:
+    """`open_curves(store, tag=["t"], runs=[...])`"""
+    return lambda store, **url: open_app(store, "curves", **url)
 
 
 def sent(app):
@@ -381,7 +380,7 @@ def test_each_seed_can_be_a_line(playground, open_curves):
 
 
 def test_other_stages_are_one_line_where_runs_share_them(playground, open_curves):
-    app = open_curves(playground / ".cdpo", stage="RM", tags=["sweep"])
+    app = open_curves(playground / ".cdpo", stage="RM", tag=["sweep"])
     assert not app.exception
     assert app.multiselect(key="curve").value == ["loss", "accuracy"]
     assert sent(app)[0]["line"].nunique() == 1

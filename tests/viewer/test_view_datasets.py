@@ -15,10 +15,8 @@ from cdpo.data.prepared import read_split, write_split
 from cdpo.hub.local import LocalHub
 from cdpo.review import acts, publish, rows, sources
 from cdpo.store import Store
-from tests.conftest import ROOT
 from tests.results.made import finish, key
 
-APP = ROOT / "viewer" / "app.py"
 RUN = "first/SFT_tiny_playground_s0"
 NASTY = "<script>alert(1)</script> $$x$$ **b** [l](http://e.org) \x1b[31mred \u202eabc `c`"
 
@@ -39,20 +37,9 @@ def ok(app: AppTest) -> AppTest:
 
 
 @pytest.fixture
-def open_page(monkeypatch):
-    """The page with what stands in its URL: the app's first page, which opens another, gives none of it on."""
-    import streamlit as st
-
-    def opened(store: Path, **url) -> AppTest:
-        monkeypatch.setenv("CDPO_STORE", str(store))
-        st.cache_data.clear()
-        st.cache_resource.clear()
-        app = AppTest.from_file(str(APP), default_timeout=120).run().switch_page("screens/datasets.py")
-        for name, value in url.items():
-            app.query_params[name] = value
-        return app.run()
-
-    return opened
+def open_page(open_app):
+    """`open_page(store, data="PREP/playground")`"""
+    return lambda store, **url: open_app(store, "datasets", **url)
 
 
 @pytest.fixture

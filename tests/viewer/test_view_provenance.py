@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from functools import partial
 from urllib.parse import unquote
 
 import pandas as pd
@@ -15,12 +14,7 @@ from cdpo.report.provenance import Provenance, hashed, last_lines, log_of, membe
 from cdpo.store import Store
 from cdpo.store.names import short
 from tests.results.made import PROMPTS, finish, key, record
-from tests.viewer.matrix import Matrix, opened, shown
-
-
-@pytest.fixture
-def open_app(monkeypatch):
-    return partial(opened, monkeypatch)
+from tests.viewer.matrix import Matrix, shown
 
 
 @pytest.fixture

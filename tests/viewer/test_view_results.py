@@ -31,7 +31,6 @@ from cdpo.report.reading import STALE
 from cdpo.store import Store
 from cdpo.viewer import charts, results_chart, results_downloads, results_table
 from tests.results.made import PROMPTS, finish, key, record
-from tests.viewer.at_url import open_url
 
 OWN_REWARD = "EVALREWARD: the reward that scores this run also trained it"
 
@@ -283,9 +282,9 @@ def test_figures_can_be_taken_away(collected):
 
 
 @pytest.fixture
-def open_results(monkeypatch) -> Callable:
+def open_results(open_app) -> Callable:
     """`open_results(store, view="runs")`"""
-    return lambda store, **url: open_url(monkeypatch, store, "results", **url)
+    return lambda store, **url: open_app(store, "results", **url)
 
 
 def texts(app):
@@ -310,7 +309,7 @@ def test_the_table_has_a_row_for_each_configuration(playground, collected, open_
 
 
 def test_runs_tags_and_search(playground, open_results):
-    app = open_results(playground / ".cdpo", view="runs", tags=["first"])
+    app = open_results(playground / ".cdpo", view="runs", tag=["first"])
     assert not app.exception
     assert len(app.dataframe[0].value) == 6
     app.text_input(key="find").set_value("dpr").run()
@@ -340,7 +339,7 @@ def test_columns_are_added_and_hidden(playground, open_results):
 
 
 def test_intervals_over_seeds_are_told(playground, open_results):
-    app = open_results(playground / ".cdpo", over="seeds", tags=["first"])
+    app = open_results(playground / ".cdpo", over="seeds", tag=["first"])
     assert not app.exception
     assert "over seeds, conditional on these prompts" in texts(app)
 

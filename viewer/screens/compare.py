@@ -76,7 +76,7 @@ def page() -> None:
     if len(table) == 0:
         look.empty(
             "No responses",
-            "Neither run has answered prompts yet: add GEN to the pipelines of their experiment.",
+            "Neither run has answered prompts yet. Where GEN is one of their pipelines, this makes them answer:",
             "cdpo execute",
         )
         return
