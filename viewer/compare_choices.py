@@ -1,6 +1,7 @@
 """Which runs are compared: A, B and more, and in what they differ."""
 
 import html
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -61,9 +62,9 @@ def _swap() -> None:
     st.session_state["a"], st.session_state["b"] = st.session_state.get("b"), st.session_state.get("a")
 
 
-def describe(a: str, b: str, known: Known) -> None:
-    """Both in full, with what differs between them."""
-    differ, same = side_by_side.what_differs(known[a], known[b])
+def describe(a: str, b: str, known: Known, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Both in full, with what differs between them; `settings` of the trainings of both."""
+    differ, same = side_by_side.what_differs(known[a], known[b], settings)
     rows = [("", chip("A", a), chip("B", b))]
     # what one method does not know has no default there
     unset = "default" if known[a][0]["method"] == known[b][0]["method"] else "–"

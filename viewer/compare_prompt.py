@@ -141,6 +141,8 @@ def _verdicts(judge: str, rows: list[dict[str, Any]], names: dict[str, str], of:
     said = [_said(row, names) for row in rows]
     if len({who for who in said if who}) > 1:
         st.caption(":orange[not the same in both orders]")
+    if any(row["order"] is not None and row["answer"] for row in rows):
+        st.caption("In the judge's own words A is what stood first, and B what stood second.")
     places = st.columns(len(rows)) if of and rows else [st.container() for _ in rows]
     for row, who, place in zip(rows, said, places, strict=True):
         order = "" if row["order"] is None else f"{names['second' if row['order'] == 1 else 'first']} first: "

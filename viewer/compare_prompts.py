@@ -3,7 +3,9 @@
 import pandas as pd
 import streamlit as st
 
+from cdpo.report import by_prompt
 from cdpo.report.by_prompt import FILTERS, ORDERS
+from cdpo.report.overview import words as metric_words
 from cdpo.report.reading import RunScores
 from cdpo.viewer import compare_choices, compare_data, look, responses
 
@@ -11,7 +13,9 @@ from cdpo.viewer import compare_choices, compare_data, look, responses
 PAGE = 8
 
 
-def choose(table: pd.DataFrame, runs: list[RunScores], words: dict[str, str], under: str) -> str | None:
+def choose(
+    table: pd.DataFrame, runs: list[RunScores], metric: str | None, words: dict[str, str], under: str
+) -> str | None:
     """The prompt_id of the prompt to show; None where the filter leaves none. `under` which seed, or nothing."""
     counts = {name: len(table) if column == "all" else int(table[column].sum()) for name, column in FILTERS.items()}
     left, middle, right = st.columns([3, 4, 3], vertical_alignment="bottom")
@@ -21,7 +25,9 @@ def choose(table: pd.DataFrame, runs: list[RunScores], words: dict[str, str], un
     )
     order = right.selectbox("Order", list(ORDERS), key="order", bind="query-params", on_change=_first)
     told = " · ".join(f"{name} {count:,}" for name, count in counts.items())
-    st.caption(f"{told}{',' if under else ''}{under}")
+    reward = by_prompt.reward_of(runs[0], runs[1], metric)
+    by = f"; the reward is the {metric_words(reward)}" if reward and table["judged"].notna().any() else ""
+    st.caption(responses.escaped(f"{told}{',' if under else ''}{under}{by}"))
     ids = _chosen(table, runs, FILTERS[show], find, order)
     if not ids:
         look.empty("No such prompt", "No prompt is left by this filter and search: choose others above.")

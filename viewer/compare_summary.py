@@ -46,6 +46,8 @@ def headline(metric: str, value: dict[str, Any], several: bool) -> None:
     """The verdict in words, and on how many prompts who has the higher value; `several`: of means over seeds."""
     what = f"of {in_words(metric)}" if metric.startswith(SIDE_BY_SIDE) else in_words(metric)
     told = responses.escaped(side_by_side.in_words(metric, value, what))
+    # who reads no further knows what it is about: these trained models, not the methods
+    told += f", {'of these seeds' if several else 'of this seed'}"
     st.subheader(told.replace("95 %", "95\N{NO-BREAK SPACE}%"), anchor=False)
     b, a = (value["losses"], value["wins"]) if lower_is_better(metric) else (value["wins"], value["losses"])
     ties = value["ties"]
@@ -69,7 +71,8 @@ def _over_seeds(value: dict[str, Any]) -> list[str]:
     if not over or over["low"] is None:
         return []
     low, high = (side_by_side.signed(over[end]) for end in ("low", "high"))
-    return [f"Over seeds instead of prompts: {low} to {high} (95 %, from {over['n']} seeds)."]
+    told = "not resolved, " if over["low"] <= 0 <= over["high"] else ""
+    return [f"Over seeds instead of prompts: {told}{low} to {high} (95 %, from {over['n']} seeds)."]
 
 
 def _position(value: dict[str, Any]) -> list[str]:

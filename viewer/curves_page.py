@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -10,7 +11,8 @@ from cdpo.errors import DamagedFile
 from cdpo.plan.names import count
 from cdpo.report.curves import SPREADS, Log, Training
 from cdpo.report.tables import number
-from cdpo.viewer import charts, choices, curves_chart, curves_data, look
+from cdpo.store import Store
+from cdpo.viewer import charts, choices, curves_chart, curves_data, data, look
 from cdpo.viewer.curves_chart import EACH, EPOCH, STEP, Drawn
 from cdpo.viewer.curves_data import Line
 
@@ -51,7 +53,10 @@ def page(root: str) -> None:
             wrap=True,
             help="A configuration is drawn with a band over its seeds. Results has a table to pick them from.",
         )
-    chosen = [by_label[name] for name in names or curves_data.recent(root, choices.tags(), RECENT)]
+    recent = [] if names else curves_data.recent(root, choices.tags(), RECENT)
+    if not names and data.is_busy(Store(Path(root))):
+        st.fragment(_follow, run_every=LIVE)(root, recent)
+    chosen = [by_label[name] for name in names or recent]
     every = curves_data.trainings(root, chosen)
     if not every:
         look.empty("No curves yet.", "None of these has begun to train. This says what is under way:", "cdpo status")
@@ -69,6 +74,12 @@ def page(root: str) -> None:
     wanted = _choose(_read(drawn))
     # only what may change is drawn anew; the choices above stay as they are
     st.fragment(_draw, run_every=LIVE if live else None)(root, chosen, stage, list(drawn), wanted)
+
+
+def _follow(root: str, shown: list[str]) -> None:
+    """Draw the page anew when another configuration begins to train."""
+    if curves_data.recent(root, choices.tags(), RECENT) != shown:
+        st.rerun()
 
 
 def _stage(chosen: Sequence[Line], every: Sequence[Training]) -> str:

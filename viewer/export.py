@@ -75,7 +75,12 @@ def _results(rows: Sequence[Row]) -> dict[str, Any]:
     heads += [{"name": overview.greek(name), "number": True} for name in params]
     heads += [{"name": name, "number": True} for metric in metrics for name in (words(metric), "95 % interval")]
     heads += [{"name": name, "number": False} for name in ("state", "remarks")]
-    drawn = {metric: results_table.drawings([row.cells.get(metric) for row in rows], False) for metric in metrics}
+    drawn = {
+        metric: results_table.drawings([row.cells.get(metric) for row in rows], False)
+        if results_table.one_scale(metric, rows)
+        else [None] * len(rows)
+        for metric in metrics
+    }
     lines = []
     for at, row in enumerate(rows):
         line = [_text(row.setup[name]) for name in setup] + [_text(", ".join(map(str, row.seeds)))]

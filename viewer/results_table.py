@@ -48,9 +48,9 @@ def frame(
         table["parameters"] = together
     for name in metrics:
         cells = [row.cells.get(name) for row in rows]
-        # a loss is another thing for another method: one scale for all would say that they can be compared
-        apart = [row.setup.get("method", "") if name == "loss" else "" for row in rows]
-        _add_metric(table, shown_as, name, cells, beside, spread, apart)
+        # on one scale a drawing would say that they can be compared, and on several that they are alike
+        told = beside if one_scale(name, rows) else [HALF, *(each for each in beside if each == SIZE)]
+        _add_metric(table, shown_as, name, cells, told, spread)
     _add_duration(table, shown_as, [row.seconds for row in rows])
     for kind, label in LINKS:
         urls = [next((links[run][kind] for run in row.runs if kind in links.get(run, ())), None) for row in rows]
@@ -108,9 +108,7 @@ def _add_metric(
     cells: Sequence[Cell | None],
     beside: Sequence[str],
     spread: bool,
-    apart: Sequence[str],
 ) -> None:
-    """`apart`: rows for which this differs have scales of their own."""
     means = [None if cell is None else cell.mean for cell in cells]
     form = number_format([value for value in means if value is not None])
     splits = " and ".join(dict.fromkeys(cell.split for cell in cells if cell))
@@ -127,33 +125,22 @@ def _add_metric(
         table[f"n {name}"] = [None if cell is None else cell.n for cell in cells]
         shown_as[f"n {name}"] = st.column_config.NumberColumn("n", format="%d", help=f"averaged for `{name}`")
     if BAR in beside and any(cell is not None and cell.low is not None for cell in cells):
-        _add_drawings(table, shown_as, name, cells, spread, apart)
+        _add_drawings(table, shown_as, name, cells, spread)
+
+
+def one_scale(metric: str, rows: Sequence[Row]) -> bool:
+    """Whether the values of all rows are of one kind: the loss of another method is another thing."""
+    return metric != "loss" or len({row.setup.get("method") for row in rows if metric in row.cells}) < 2
 
 
 def _add_drawings(
-    table: dict[str, list[Any]],
-    shown_as: dict[str, Any],
-    name: str,
-    cells: Sequence[Cell | None],
-    spread: bool,
-    apart: Sequence[str],
+    table: dict[str, list[Any]], shown_as: dict[str, Any], name: str, cells: Sequence[Cell | None], spread: bool
 ) -> None:
-    drawn: list[str | None] = [None] * len(cells)
-    scales = []
-    for group in dict.fromkeys(apart):
-        places = [at for at, own in enumerate(apart) if own == group and cells[at] is not None]
-        # one by itself would look alike whatever it is
-        if len(places) > 1 or len(set(apart)) == 1:
-            here = [cells[at] for at in places]
-            for at, drawing in zip(places, drawings(here, spread), strict=True):
-                drawn[at] = drawing
-            scales.append(f"{group} {scale_told(here)}".strip())
-    if scales:
-        told = "low to high" if spread else "95 % interval"
-        table[f"bar {name}"] = drawn
-        shown_as[f"bar {name}"] = st.column_config.ImageColumn(
-            told, width=COLUMN, help=f"`{name}`: {told}; drawn {'; '.join(scales)}"
-        )
+    told = "low to high" if spread else "95 % interval"
+    table[f"bar {name}"] = drawings(cells, spread)
+    shown_as[f"bar {name}"] = st.column_config.ImageColumn(
+        told, width=COLUMN, help=f"`{name}`: {told}; drawn {scale_told(cells)}"
+    )
 
 
 def _half(cell: Cell | None) -> float | None:
@@ -247,5 +234,5 @@ def reward_models(models: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -
             and Cell(value["mean"], value["low"], value["high"], value["n"], 1, value["split"], value["conditional_on"])
             for value in values
         ]
-        _add_metric(table, shown_as, name, cells, [BAR, SIZE], False, [""] * len(cells))
+        _add_metric(table, shown_as, name, cells, [BAR, SIZE], False)
     return pd.DataFrame(table), shown_as

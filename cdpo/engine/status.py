@@ -79,8 +79,11 @@ def _one(step: "PlannedStep", store: Store, path: Path | None, has_work: bool, t
             seconds = _seconds(store, path, timed)
         except (OSError, ValueError, KeyError) as error:
             return {**said, "error": f"damaged, so the next execute makes it again: {error}", "path": str(path)}
-        state = "evicted" if store.is_evicted(path) else "done"
-        return {**said, "state": state, "seconds": seconds, "path": str(path)}
+        if not store.is_evicted(path):
+            return {**said, "state": "done", "seconds": seconds, "path": str(path)}
+        evicted = {**said, "state": "evicted", "seconds": seconds, "path": str(path)}
+        # its weights are being made again, for a step that needs them
+        return evicted | _running(store.work(step.key)) if has_work and store.is_locked(step.key) else evicted
     return said | _at_work(store, step.key) if has_work else said
 
 

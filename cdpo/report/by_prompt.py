@@ -23,8 +23,9 @@ FILTERS = {
     "A wins": "a_wins",
     "B wins": "b_wins",
     "tie": "tied",
-    "judges disagree": "judges_disagree",
+    "verdicts disagree": "judges_disagree",
     "reward and judge disagree": "reward_judge",
+    "no verdict": "unjudged",
     "one is missing": "missing",
     "cut off": "cut",
 }
@@ -63,8 +64,8 @@ def by_prompt(store: Store, a: RunScores, b: RunScores, metric: str | None, matc
     (b - a), `ahead` (by how much b is better), `tokens_a`, `tokens_b` (of all responses to the prompt), `longest`,
     `samples`, `judged` (1 where a judge says b, -1 for a, 0 for a tie, NaN for no verdict), and of truth values
     `a_wins`, `b_wins`, `tied`, `judges_disagree` (one in its two orders, or two of them), `reward_judge` (the metric,
-    or a reward where it is none, says otherwise than the judge), `missing` (one has no value, or no response), `cut` (a
-    response that the limit of its length cut off).
+    or a reward where it is none, says otherwise than the judge), `missing` (one has no value, or no response), `unjudged`
+    (there is no verdict, and of other prompts there are), `cut` (a response that the limit of its length cut off).
     """
     import pandas as pd
 
@@ -94,7 +95,7 @@ def by_prompt(store: Store, a: RunScores, b: RunScores, metric: str | None, matc
         table["difference"] = table["ahead"]
     table["a_wins"], table["b_wins"] = table["ahead"] < -TIE, table["ahead"] > TIE
     table["tied"] = table["ahead"].abs() <= TIE
-    reward = _reward_of(a, b, metric)
+    reward = reward_of(a, b, metric)
     by_reward = table["ahead"] if reward == metric else (_values(b, reward) - _values(a, reward)).reindex(table.index)
     table["reward_judge"] = by_reward.where(by_reward.abs() > TIE, 0) * table["judged"] < 0
     answered = (table["samples_a"] > 0) & (table["samples_b"] > 0) if len(tables[0]) or len(tables[1]) else True
@@ -131,7 +132,7 @@ def _values(run: RunScores, metric: str | None) -> "pd.Series":
     return pd.Series(of.column.values, index=list(of.column.ids))
 
 
-def _reward_of(a: RunScores, b: RunScores, metric: str | None) -> str | None:
+def reward_of(a: RunScores, b: RunScores, metric: str | None) -> str | None:
     """`metric` if it is a reward, else the first reward that both have."""
     rewards = [name for name, of in a.metrics.items() if of.kind in ("reward/mean", "gold/mean") and name in b.metrics]
     return metric if metric in rewards else next(iter(rewards), None)
@@ -148,6 +149,7 @@ def _add_judged(table: "pd.DataFrame", outcomes: "Sequence[pd.DataFrame]") -> No
         says_b |= (here["outcome"] > 0).to_numpy()
         table["judges_disagree"] |= here["orders_differ"].fillna(0) > 0
     table["judges_disagree"] |= says_a & says_b
+    table["unjudged"] = table["judged"].isna() & table["judged"].notna().any()
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,11 @@ class Group:
         self.label = f"{self.tag}/{self.name}"
         self.metrics = list(dict.fromkeys(name for run in self.runs for name in run.metrics))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every value that the training of its method had; {} where none of its runs has trained."""
+        return next((run.settings for run in self.runs if run.settings), {})
+
     def rename(self, name: str) -> None:
         self.name, self.label = name, f"{self.tag}/{name}"
 
@@ -238,7 +243,7 @@ def _figures(runs: Sequence[RunScores]) -> dict[str, dict[str, Any]]:
             "mean": sum(one.mean for one in each) / len(each),
             "low": low,
             "high": high,
-            "n": each[0].n,
+            "n": min(one.n for one in each),
             "conditional_on": f"{_what(having, name, each[0].alone)}; the interval is over prompts",
             "split": each[0].split,
             "seeds": [run.seed for run in having],
@@ -291,6 +296,7 @@ def _run_entry(run: RunScores, index: Index) -> dict[str, Any]:
         **described(run),
         "state": run.state,
         "training_seconds": [] if run.training_seconds is None else [run.training_seconds],
+        "settings": run.settings,
         "steps": run.steps,
         "judged": run.judged,
         "marks": run.marks,
@@ -316,6 +322,7 @@ def _group_entry(group: Group, by_policy: Mapping[str | None, Sequence[Group]], 
         **described(group.runs[0]),
         "state": "done" if all(run.state == "done" for run in group.runs) else "unfinished",
         "training_seconds": [run.training_seconds for run in group.runs if run.training_seconds is not None],
+        "settings": group.settings,
         "marks": list(dict.fromkeys(mark for run in group.runs for mark in run.marks)),
         "metrics": metrics | _figures(group.runs),
         "versus": _versus(group, by_policy.get(group.runs[0].started_from, []), index),
@@ -395,9 +402,10 @@ def _difference(
         if found is None:
             return None
         over_seeds = between_seeds(seed_differences(ours, theirs, metric))
+        _, shared = align([one, other])
         return {
-            "a_mean": float(one.values.mean()),
-            "b_mean": float(other.values.mean()),
+            "a_mean": float(shared[0].mean()),
+            "b_mean": float(shared[1].mean()),
             **asdict(found),
             "between_seeds": over_seeds and asdict(over_seeds),
         }
@@ -479,5 +487,6 @@ def find_named(name: str, known: Sequence[Any], what: str) -> Any:
     if found:
         raise UsageError(f"{name!r} is the name of several; say which: {', '.join(each.label for each in found)}")
     close = difflib.get_close_matches(name, [*_names(known), *(each.label for each in known)], n=3)
+    close = close or sorted(each.label for each in known if name.lower() in each.label.lower())[:3]
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; `cdpo results` lists them"
     raise UsageError(f"there is no {what} called {name!r}{hint}")

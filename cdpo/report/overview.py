@@ -39,8 +39,8 @@ WORDS = {
     "judge/rating": "judge's rating",
 }
 #: those that are about the run itself and are shown unasked, in this order; so are all that have no words here
-FIRST = ("loss", "rewards/accuracies", "rewards/margins", "reward/mean", "winrate/chosen", "gold/mean",
-         "judge/winrate/chosen", "judge/lc_winrate/chosen", "judge/rating")  # fmt: skip
+FIRST = ("gold/mean", "judge/winrate/chosen", "judge/lc_winrate/chosen", "judge/rating", "winrate/chosen",
+         "reward/mean", "rewards/accuracies", "rewards/margins", "loss")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,25 @@ class Row:
 
 def configuration_rows(collected: Mapping[str, Any], over: str = "prompts") -> list[Row]:
     """One row per configuration; intervals `over` prompts, or over its seeds."""
-    return sorted(
-        (
-            _row(entry, entry["seeds"], [f"{entry['tag']}/{name}" for name in entry["runs"]], over)
-            for entry in collected["groups"]
-        ),
-        key=_order,
-    )
+    rows = [
+        _row(entry, entry["seeds"], [f"{entry['tag']}/{name}" for name in entry["runs"]], over)
+        for entry in collected["groups"]
+    ]
+    return _in_order(rows, [entry["settings"] for entry in collected["groups"]])
 
 
 def run_rows(collected: Mapping[str, Any]) -> list[Row]:
     """One row per run; intervals over prompts."""
     rows = [_row(entry, [entry["seed"]], [f"{entry['tag']}/{entry['name']}"]) for entry in collected["runs"]]
+    return _in_order(rows, [entry["settings"] for entry in collected["runs"]])
+
+
+def _in_order(rows: Sequence[Row], settings: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Sorted, and what one row has from its task and another from a default or from its method's mapping stands in both:
+    otherwise two methods would seem to differ in nothing but their names."""
+    named = dict.fromkeys(name for row in rows for name in row.params)
+    for row, own in zip(rows, settings, strict=True):
+        row.params.update({name: own[name] for name in named if name not in row.params and name in own})
     return sorted(rows, key=_order)
 
 

@@ -133,6 +133,8 @@ class RunScores:
     started_from: str | None = None
     #: that the training of its own method took; None where it has not trained
     training_seconds: float | None = None
+    #: every value that the training of its own method had, whether it stands in the tasks file's task or elsewhere
+    settings: dict[str, Any] = field(default_factory=dict)
     #: equal for runs that differ in nothing but their seeds
     recipe: str = ""
     #: equal for runs that are generated from and scored in the same way
@@ -204,6 +206,7 @@ class Reader:
             run.started_from = next((step.key for step in reversed(before) if step.pipeline.gives == "policy"), None)
         if trained is not None:
             run.training_seconds = float(trained.manifest["seconds"])
+            run.settings = {name: value for name, value in trained.manifest["params"].items() if value is not None}
         split, evaluation = EVAL, []
         for step in steps:
             if step.pipeline.gives == "responses":

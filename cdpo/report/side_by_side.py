@@ -81,11 +81,14 @@ BASELINES = ("BASE", "SFT")
 
 
 def what_differs(
-    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]] = ({}, {})
 ) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
-    """In what two of `listed` differ, as (name, of a, of b), and what they share, as (name, value); "" for a parameter
-    that is not set, and has its default."""
+    """In what two of `listed` differ, as (name, of a, of b), and what they share, as (name, value). What one of them
+    names in its task is looked up in the other's `settings` (RunScores); "" where it is not there either."""
     told = [_told(refs) for refs in (a, b)]
+    named = {name for refs in (a, b) for name in refs[0]["params"] if name != "seed"}
+    for own, given in zip(told, settings, strict=True):
+        own.update({name: show_value(given[name]) for name in sorted(named) if name not in own and name in given})
     names = list(dict.fromkeys([*told[0], *told[1]]))
     pairs = [(name, told[0].get(name, ""), told[1].get(name, "")) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]], [pair[:2] for pair in pairs if pair[1] == pair[2]]

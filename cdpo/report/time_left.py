@@ -18,8 +18,9 @@ from cdpo.plan.graph import PlannedStep
 from cdpo.report.board import OVER, Board
 from cdpo.store import Store
 
-#: a step that has done less than this share of its work tells nothing yet of how long the rest takes
-EARLY = 0.03
+#: a step that has done less than this share of its work tells nothing yet of how long the rest takes: it has spent most
+#: of its time on its start. Less is enough where nobody has timed its pipeline
+EARLY, UNTIMED_EARLY = 0.2, 0.03
 #: bytes at the end of the store's history in which the beginning of the last execution is looked for
 HISTORY = 1 << 20
 
@@ -65,11 +66,12 @@ def time_left(store: Store, board: Board, slots: int | None) -> Left | None:
         if key in running:
             passed, share = float(board.steps[key].get("seconds", 0.0)), board.share(key) or 0.0
             estimate.started(key, step.pipeline, now - passed)
-            if share >= EARLY:
+            told = share >= (UNTIMED_EARLY if own is None else EARLY)
+            if told:
                 estimate.progressed(key, share)
                 own = passed / share
             # one that says nothing and takes longer than usual may take much longer
-            complete &= share >= EARLY or (own is not None and passed < own)
+            complete &= told or (own is not None and passed < own)
             own = None if own is None else max(0.0, own - passed)
         else:
             estimate.waits(step.pipeline)

@@ -72,7 +72,7 @@ def test_filters_show_only_such_prompts_and_start_with_the_first(playground, ope
 
 
 def test_a_judge_that_disagrees_with_itself_or_the_reward_can_be_asked_for(playground, open_app):
-    app = ok(open_app(playground / ".cdpo", "compare", a=SFT, b=DPO, metric="gold/mean", only="judges disagree"))
+    app = ok(open_app(playground / ".cdpo", "compare", a=SFT, b=DPO, metric="gold/mean", only="verdicts disagree"))
     assert "not the same in both orders" in texts(app)
     app.selectbox("only").select("reward and judge disagree")
     rows = ok(app.run()).dataframe[1].value

@@ -82,7 +82,7 @@ def show_failure(cause: Cause, kept: list[tuple[str, str]]) -> None:
                 f'<div class="cdpo-log">{look.as_text(chr(10).join(lines)) or "its log is empty"}</div>'
             )
         logs = "" if damaged else f"cdpo logs {short(last['key'])}   # all of its log\n"
-        again = "cdpo execute   # goes on: makes what is missing, from what is saved" if cause.asked else ""
+        again = "cdpo execute   # makes it again; a training goes on from its last checkpoint" if cause.asked else ""
         st.code((logs + again).rstrip(), language="sh")
         if not cause.asked:
             st.caption("No tasks file asks for these runs now, so that nothing makes them again.")

@@ -46,9 +46,9 @@ def page() -> None:
     labels = compare_choices.choose(store, known)
     if labels is None:
         return
-    compare_choices.describe(labels[0], labels[1], known)
     found = compare_data.beside(root, labels, known)
     a, b = found.groups[:2]
+    compare_choices.describe(labels[0], labels[1], known, [a.settings, b.settings])
     compared, why = compare_data.differences(root, labels, found)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         metric = compare_summary.choose_metric(compared) if compared else None
@@ -80,7 +80,7 @@ def page() -> None:
             "cdpo execute",
         )
         return
-    prompt = compare_prompts.choose(table, runs[:2], words, under)
+    prompt = compare_prompts.choose(table, runs[:2], metric, words, under)
     if prompt is not None:
         compare_prompt.show(store, runs, labels, found.matches, prompt)
 

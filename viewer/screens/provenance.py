@@ -11,6 +11,7 @@ from cdpo.viewer import (
     board_data,
     board_grid,
     choices,
+    data,
     look,
     provenance_data,
     provenance_graph,
@@ -124,7 +125,10 @@ def show() -> None:
         st.caption(f"Drawn are the first {MOST_RUNS} of {len(runs)} runs.")
     nodes = steps.behind([*keys, *([figure.key] if figure else [])])
     chain = {node.key for node in steps.behind([figure.key])} if figure else set()
-    made = next((node for node in reversed(nodes) if node.state in OVER), nodes[-1])
+    # what trained the run says most of it; else what was made last
+    methods = {ref["method"] for ref in data.refs(root) if f"{ref['tag']}/{ref['name']}" in runs}
+    trained = next((node for node in reversed(nodes) if node.pipeline in methods), None)
+    made = trained or next((node for node in reversed(nodes) if node.state in OVER), nodes[-1])
     default = steps.node(figure.key) if figure else next((node for node in nodes if node.key == wanted), made)
     if figure:
         show_figure(figure, len(chain))

@@ -138,12 +138,17 @@ def actions(root: str, picked: Sequence[Row], chosen: Chosen, every: bool) -> No
             disabled=not two,
             help="Tick two configurations or runs.",
         )
+        steps = st.button(
+            "Steps of these", icon=":material/account_tree:", disabled=not picked, help="What made the numbers."
+        )
         st.space("stretch")
         with st.popover("Download", icon=":material/download:"):
             results_downloads.buttons(root, choices.tags(), every)
     labels = [label for row in picked for label in (row.runs if chosen.by else [row.label])]
     if curves:
         st.switch_page("screens/curves.py", query_params={"runs": labels})
+    if steps:
+        st.switch_page("screens/provenance.py", query_params={"runs": labels})
     if compare:
         st.switch_page("screens/compare.py", query_params={"a": labels[0], "b": labels[1]})
 
@@ -165,8 +170,7 @@ def told(rows: Sequence[Row], chosen: Chosen) -> None:
     training = [words(name) for name in metrics_of(rows) if of_training(name)]
     if cells and len(methods) > 1 and training:
         what = ", ".join(training[:3])
-        lines.append(f"Training itself measured {what}: for different methods these are different things,")
-        lines.append("and the loss has a scale for each.")
+        lines.append(f"Training itself measured {what}: for different methods these are different things.")
     if cells:
         st.caption(" ".join(lines))
     for at, mark in enumerate(results_table.marks_of(rows), start=1):
