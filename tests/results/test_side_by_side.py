@@ -290,6 +290,8 @@ def test_one_answer_of_one_run_that_is_judged_otherwise_in_turn_is_enough(tmp_pa
         folders.append(store.find(judged))
     differ = [Judging("gpt", pair).outcomes()["orders_differ"][PROMPTS[0]] for pair in (folders, folders[::-1])]
     assert differ == [1, 1]
+    read = [[row["verdict"] for row in texts.verdicts(folders[1], PROMPTS[0], at)] for at in (0, 1, 2)]
+    assert read == [["first", "second"], ["first", "first"], []]
     assert Judging("gpt", (folders[0], folders[0])).outcomes()["orders_differ"][PROMPTS[0]] == 0
 
 
@@ -371,6 +373,8 @@ def test_several_responses_and_several_rewards(tmp_path):
     assert table["samples"].iloc[0] == 2
     assert table["tokens_a"].iloc[4] == 4 + 5
     assert table["longest"].iloc[4] == 4 + 5
+    # "A says 4 0" and "B says 4 0": the first of several responses
+    assert texts.different(a.runs[0], b.runs[0])[PROMPTS[4]] == pytest.approx(1 - 2 * 3 / 8)
     # a second answering step takes the place of the first
     again = replace(b.runs[0], folders=[*a.runs[0].folders, *b.runs[0].folders])
     assert by_prompt(store, a.runs[0], again, None, [])["samples_b"].iloc[0] == 1
