@@ -9,7 +9,7 @@ from scipy import stats
 
 from cdpo.generate.responses import write_responses
 from cdpo.report import texts
-from cdpo.report.by_prompt import FILTERS, by_prompt, judgings, of_seed, seeds, verdict_steps
+from cdpo.report.by_prompt import FILTERS, Judging, by_prompt, judgings, of_seed, seeds, verdict_steps
 from cdpo.report.collect import compare
 from cdpo.report.side_by_side import (
     configurations,
@@ -231,6 +231,9 @@ def test_judges_who_disagree_with_each_other(store):
     beside, a, b = two(store, "t/SFT_b_s0", "t/DPO_b_s0")
     table = by_prompt(store, a.runs[0], b.runs[0], "reward/mean", beside.matches)
     assert list(table.index[table["judges_disagree"]]) == [PROMPTS[0], PROMPTS[1]]
+    # what the first of them says stands, and the other is asked where it says nothing
+    assert table["judged"][PROMPTS[0]] == 2 * won(VERDICTS[0]) - 1
+    assert table["judged"].notna().sum() == 4
     assert [each.judge for each in judgings(store, a.runs[0], b.runs[0], beside.matches)] == ["gpt", "other"]
 
 
@@ -272,6 +275,33 @@ def test_each_against_the_chosen(tmp_path):
     assert list(table["judged"][:3]) == [-1, 1, 0]
     assert list(table["judges_disagree"][:3]) == [False, False, True]
     assert list(verdict_steps(store, a.runs[0])) == ["gpt"]
+
+
+def test_one_answer_of_one_run_that_is_judged_otherwise_in_turn_is_enough(tmp_path):
+    """`orders_differ` where each run has a step of its own, and where a prompt has two responses."""
+    store = Store(tmp_path / "store")
+    steady, torn = [("first", "second")], [("first", "first")]
+    folders = []
+    for name, samples in (("A", (steady, steady)), ("B", (steady, torn))):
+        table = {"split": "eval", "prompt_id": PROMPTS[:1], "judge_win_chosen": [1.0]}
+        judged = finish(store, "EVALGPT", name, key("EVALGPT", name), params={"judge": "gpt"}, table=table)
+        rows = [{**row, "sample": at} for at, both in enumerate(samples) for row in said(PROMPTS[:1], both)]
+        write_rows(store, judged, rows)
+        folders.append(store.find(judged))
+    differ = [Judging("gpt", pair).outcomes()["orders_differ"][PROMPTS[0]] for pair in (folders, folders[::-1])]
+    assert differ == [1, 1]
+    read = [[row["verdict"] for row in texts.verdicts(folders[1], PROMPTS[0], at)] for at in (0, 1, 2)]
+    assert read == [["first", "second"], ["first", "first"], []]
+    assert Judging("gpt", (folders[0], folders[0])).outcomes()["orders_differ"][PROMPTS[0]] == 0
+
+
+def test_of_a_loss_the_lower_is_ahead(store):
+    _, a, b = two(store, "t/SFT_b_s0", "t/DPO_b_s0")
+    runs = [replace(each.runs[0], metrics={"loss": each.runs[0].metrics["reward/mean"]}) for each in (a, b)]
+    table = by_prompt(store, *runs, "loss", [])
+    assert list(table["a_wins"]) == list(REWARD["SFT", 0] < REWARD["DPO", 0])
+    assert list(table["b_wins"]) == list(REWARD["SFT", 0] > REWARD["DPO", 0])
+    assert table["difference"].to_numpy() == pytest.approx(-table["ahead"].to_numpy())
 
 
 def test_each_rated_by_itself(tmp_path):
@@ -343,6 +373,8 @@ def test_several_responses_and_several_rewards(tmp_path):
     assert table["samples"].iloc[0] == 2
     assert table["tokens_a"].iloc[4] == 4 + 5
     assert table["longest"].iloc[4] == 4 + 5
+    # "A says 4 0" and "B says 4 0": the first of several responses
+    assert texts.different(a.runs[0], b.runs[0])[PROMPTS[4]] == pytest.approx(1 - 2 * 3 / 8)
     # a second answering step takes the place of the first
     again = replace(b.runs[0], folders=[*a.runs[0].folders, *b.runs[0].folders])
     assert by_prompt(store, a.runs[0], again, None, [])["samples_b"].iloc[0] == 1

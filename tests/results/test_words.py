@@ -90,3 +90,10 @@ def test_how_much_is_different():
     assert share_different("a b", "c d") == 1
     assert share_different("a b", "b c") == 0.5
     assert share_different("", "") == 0
+
+
+def test_a_match_as_long_as_the_changes_beside_it_is_given_up():
+    found = difference("a x b", "c x d")
+    assert (found.deleted, found.inserted) == (3, 3)
+    kept = difference("a x y b", "c x y d")
+    assert (kept.deleted, kept.inserted) == (2, 2)
