@@ -64,8 +64,8 @@ def by_prompt(store: Store, a: RunScores, b: RunScores, metric: str | None, matc
     (b - a), `ahead` (by how much b is better), `tokens_a`, `tokens_b` (of all responses to the prompt), `longest`,
     `samples`, `judged` (1 where a judge says b, -1 for a, 0 for a tie, NaN for no verdict), and of truth values
     `a_wins`, `b_wins`, `tied`, `judges_disagree` (one in its two orders, or two of them), `reward_judge` (the metric,
-    or a reward where it is none, says otherwise than the judge), `missing` (one has no value, or no response), `unjudged`
-    (there is no verdict, and of other prompts there are), `cut` (a response that the limit of its length cut off).
+    or a reward where it is none, says otherwise than the judge), `missing` (one has no value, or no response),
+    `unjudged` (no verdict, where other prompts have one), `cut` (a response that the limit of its length cut off).
     """
     import pandas as pd
 

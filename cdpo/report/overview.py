@@ -95,8 +95,8 @@ def run_rows(collected: Mapping[str, Any]) -> list[Row]:
 
 
 def _in_order(rows: Sequence[Row], settings: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Sorted, and what one row has from its task and another from a default or from its method's mapping stands in both:
-    otherwise two methods would seem to differ in nothing but their names."""
+    """Sorted, and what one row has from its task and another from its method's mapping or a default stands in both, so
+    that two methods do not seem to differ in nothing but their names."""
     named = dict.fromkeys(name for row in rows for name in row.params)
     for row, own in zip(rows, settings, strict=True):
         row.params.update({name: own[name] for name in named if name not in row.params and name in own})
