@@ -94,6 +94,12 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
+def tabs(chromium):
+    """What tabs are opened in."""
+    return chromium.new_context()
+
+
+@pytest.fixture(scope="module")
 def address(hostile):
     with serve(hostile) as found:
         yield found
@@ -107,15 +113,17 @@ def is_harmless(visit) -> None:
     """Nothing of a text became a part of the page."""
     assert not visit.wide()
     assert visit.page.locator("[data-testid=stMain] :is(script, iframe, object, embed)").count() == 0
-    assert visit.page.locator("img[src*='192.0.2'], a[href*='192.0.2'], a[href^='javascript']").count() == 0
+    assert visit.page.locator("img[src*='192.0.2']").count() == 0
+    elsewhere = "all => all.filter(one => one.host !== location.host).map(one => one.href)"
+    assert visit.page.eval_on_selector_all("a[href]", elsewhere) == []
     assert visit.page.locator("[onerror], [onload], [onmouseover], [onfocus], [onclick]").count() == 0
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-def test_responses_are_text_in_compare_and_in_datasets(chromium, address, kind):
+def test_responses_are_text_in_compare_and_in_datasets(tabs, address, kind):
     prompt = f"{list(TEXTS).index(kind):016x}"
     wanted = TEXTS[kind][1]
-    with visiting(chromium, address) as visit:
+    with visiting(tabs, address) as visit:
         visit.open(f"compare?prompt={prompt}&reference=true")
         words = shown(visit)
         # in the prompt, in both responses, and in what the judge said in both orders
@@ -127,8 +135,8 @@ def test_responses_are_text_in_compare_and_in_datasets(chromium, address, kind):
 
 
 @pytest.mark.parametrize("page", ["results", "board", "curves", "compare?mode=all with all", "datasets", "provenance"])
-def test_names_are_text_on_every_page(chromium, address, page):
-    with visiting(chromium, address) as visit:
+def test_names_are_text_on_every_page(tabs, address, page):
+    with visiting(tabs, address) as visit:
         visit.open(page)
         is_harmless(visit)
         assert visit.page.locator("[data-testid=stMain] :is(b, i, em):text-is('b')").count() == 0
@@ -136,7 +144,7 @@ def test_names_are_text_on_every_page(chromium, address, page):
 
 def test_the_exported_pages_hold_them_as_text(chromium, hostile, tmp_path):
     run_cdpo("view", "--store", hostile, "--export", tmp_path / "html", cwd=tmp_path)
-    with visiting(chromium, (tmp_path / "html").as_uri(), offline=True) as visit:
+    with visiting(chromium.new_context(offline=True), (tmp_path / "html").as_uri()) as visit:
         for file in ("index.html", "compare.html"):
             visit.page.goto(f"{visit.address}/{file}")
             visit.page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
