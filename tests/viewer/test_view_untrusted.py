@@ -16,28 +16,25 @@ from tests.viewer.visit import visiting
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: `make browser` installs it")
 
 RUN = "</textarea></style><script>window.pwned=1</script><img src=http://192.0.2.1/x onerror=window.pwned=2>"
+HOVER = "\" onmouseover='window.pwned=3' autofocus onfocus=window.pwned=4 x=\""
+SVG = "<svg onload=window.pwned=5><iframe srcdoc='<script>top.pwned=6</script>'>"
+LINKS = "[press](javascript:window.pwned=7) ![i](http://192.0.2.1/i.png) www.example.org me@example.org"
+MARKDOWN = "# head **bold** :red[x] :material/home: `code` | a | b | $5 and $$\\frac{1}{2}$$ or $x$"
+TEMPLATE = "{{ 7*7 }} {% raw %} ${7*7} %s"
+EMOJI = "family 👩 flag 🏳 done"
+RTL = "שלום עולם, مرحبا بالعالم"
+WORDS = "many words here "
 #: kind -> a text, and what of it is to be read on the screen
-TEXTS: dict[str, tuple[str, str]] = {
-    "html": (RUN, "<script>window.pwned=1</script>"),
-    "attribute": (
-        "\" onmouseover='window.pwned=3' autofocus onfocus=window.pwned=4 x=\"",
-        "onmouseover='window.pwned=3'",
+TEXTS: dict[str, tuple[str, list[str]]] = {
+    "html": (f"{RUN} {HOVER} {SVG}", ["<script>window.pwned=1</script>", HOVER, SVG]),
+    "markup": (f"{LINKS} {MARKDOWN} {TEMPLATE}", [LINKS, MARKDOWN, TEMPLATE]),
+    "controls": (
+        "\x1b[31mred\x1b[0m \x07bell nul\x00nul safe \u202egnp.exe\u202c end",
+        ["\\u001b[31mred\\u001b[0m \\u0007bell", "nul\\u0000nul", "safe \\u202egnp.exe\\u202c end"],
     ),
-    "svg": ("<svg onload=window.pwned=5><iframe srcdoc='<script>top.pwned=6</script>'>", "<svg onload=window.pwned=5>"),
-    "link": ("[press](javascript:window.pwned=7) ![i](http://192.0.2.1/i.png)", "[press](javascript:window.pwned=7)"),
-    "markdown": (
-        "# head **bold** :red[x] :material/home: `code` | a | b |",
-        "# head **bold** :red[x] :material/home: `code`",
-    ),
-    "formula": ("costs $5 and $$\\frac{1}{2}$$ or $x$", "costs $5 and $$\\frac{1}{2}$$ or $x$"),
-    "terminal": ("\x1b[31mred\x1b[0m \x07bell", "\\u001b[31mred\\u001b[0m \\u0007bell"),
-    "nul": ("before\x00after", "before\\u0000after"),
-    "bidi": ("safe \u202egnp.exe\u202c end", "safe \\u202egnp.exe\\u202c end"),
-    "rtl": ("שלום עולם, مرحبا بالعالم", "שלום עולם, مرحبا بالعالم"),
-    "emoji": ("family 👩‍👩‍👧‍👦 flag 🏳️‍🌈 done", "flag"),
-    "template": ("{{ 7*7 }} {% raw %} ${7*7} %s %(x)s", "{{ 7*7 }} {% raw %} ${7*7}"),
-    "one word": ("w" * 200_000, "wwwwwwwwww"),
-    "long": ("many words here " * 65_536, "many words here many words here"),
+    "letters": (f"{RTL} {EMOJI}", [RTL, EMOJI]),
+    "one word": ("w" * 200_000, ["w" * 1000]),
+    "long": (WORDS * 65_536, [WORDS * 100]),
 }
 #: names of runs come from the user, who may have copied them
 NAMES = ("A_<b>b</b>_$x$", "B_*y*_[l](http:--192.0.2.1)")
@@ -122,15 +119,16 @@ def is_harmless(visit) -> None:
 @pytest.mark.parametrize("kind", TEXTS)
 def test_responses_are_text_in_compare_and_in_datasets(tabs, address, kind):
     prompt = f"{list(TEXTS).index(kind):016x}"
-    wanted = TEXTS[kind][1]
     with visiting(tabs, address) as visit:
         visit.open(f"compare?prompt={prompt}&reference=true")
         words = shown(visit)
         # in the prompt, in both responses, and in what the judge said in both orders
-        assert words.count(wanted) >= 5, words[:2000]
+        for wanted in TEXTS[kind][1]:
+            assert words.count(wanted) >= 5, words[:2000]
         is_harmless(visit)
         visit.open(f"datasets?row={prompt}&reviewer=ada")
-        assert shown(visit).count(wanted) >= 3
+        for wanted in TEXTS[kind][1]:
+            assert shown(visit).count(wanted) >= 3
         is_harmless(visit)
 
 
@@ -152,5 +150,5 @@ def test_the_exported_pages_hold_them_as_text(chromium, hostile, tmp_path):
             assert visit.page.locator("script, iframe, svg, [onerror], [onload], [onmouseover]").count() == 0
             assert visit.page.locator("img:not([src^='data:']), a[href*=':']").count() == 0
         words = visit.page.locator("body").inner_text()
-        for _, wanted in TEXTS.values():
-            assert wanted in words
+        for wanted in [each for _, several in TEXTS.values() for each in several]:
+            assert wanted.strip() in words
