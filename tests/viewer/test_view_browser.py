@@ -307,9 +307,13 @@ def test_the_command_serves_this_machine_alone_until_it_is_ended(ended_by, proje
             except OSError:
                 assert server.poll() is None
                 time.sleep(0.1)
-        assert listeners(server.pid) == {f"0100007F:{port:04X}"}
+        found = listeners(server.pid)
         server.send_signal(ended_by)
-        assert server.wait(timeout=15) in (0, -ended_by)
+        try:
+            assert server.wait(timeout=15) in (0, -ended_by)
+        finally:
+            server.kill()
+        assert found == {f"0100007F:{port:04X}"}
         assert "Traceback" not in server.stdout.read()
 
 
