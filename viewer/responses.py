@@ -13,6 +13,8 @@ MOST_SHOWN = 20_000
 TALLEST = "34rem"
 
 _MARKDOWN = re.compile(r"([\\\\`*_{}\[\]()#+\-.!$~<>|:&])")
+#: beginnings of what becomes a link without any markup
+_ADDRESS = re.compile(r"https?:(?=//)|www(?=\.)|@", re.IGNORECASE)
 #: a piece of a text, as of cdpo/report/words.py: ("same", "insert" or "delete", the text)
 Piece = tuple[str, str]
 
@@ -71,7 +73,8 @@ def label(text: str, most: int = 80) -> str:
 def escaped(text: str) -> str:
     """A text that is not the project's own, for where Streamlit reads Markdown; control characters become visible."""
     text = "".join(each if each in "\n\t" or each.isprintable() else f"\\u{ord(each):04x}" for each in text)
-    return _MARKDOWN.sub(r"\\\1", text)
+    # an address is made a link even so: it is parted where nobody sees it
+    return _MARKDOWN.sub(r"\\\1", _ADDRESS.sub("\\g<0>\u2060", text))
 
 
 def safe_file(name: str) -> str:

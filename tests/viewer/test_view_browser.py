@@ -45,9 +45,15 @@ def chromium():
         yield opened
 
 
+@pytest.fixture(scope="module")
+def tabs(chromium):
+    """What tabs are opened in."""
+    return chromium.new_context()
+
+
 @pytest.fixture
-def visit(chromium, address):
-    with visiting(chromium, address) as one:
+def visit(tabs, address):
+    with visiting(tabs, address) as one:
         yield one
 
 
@@ -137,8 +143,8 @@ def test_prompts_are_filtered_searched_and_read(visit):
     assert "prompt 1 of" in visit.words()
 
 
-def test_two_people_vote_and_see_how_far_they_agree(chromium, address, project):
-    with visiting(chromium, address) as ada, visiting(chromium, address) as bob:
+def test_two_people_vote_and_see_how_far_they_agree(tabs, address, project):
+    with visiting(tabs, address) as ada, visiting(tabs, address) as bob:
         for who, name in ((ada, "Ada"), (bob, "Bob")):
             who.open("datasets")
             who.write("Your name", name)
@@ -165,8 +171,8 @@ def test_two_people_vote_and_see_how_far_they_agree(chromium, address, project):
         assert [set(row) >= {"prompt", "chosen", "rejected"} for row in rows] == [True]
         bob.press("Export")
         assert bob.download("train.parquet: 1 rows").startswith(b"PAR1")
-    kept = "".join(path.read_text() for path in (project / ".cdpo" / "reviews").rglob("*.jsonl"))
-    assert kept.count('"Ada"') >= 2
+    kept = "".join(path.read_text() for path in (project / ".cdpo" / "review").rglob("*.jsonl"))
+    assert kept.count('"chosen"') == 2
     assert "the *other* <b>one</b>" in kept
 
 
@@ -219,8 +225,8 @@ def test_back_and_forth_between_pages(visit):
     visit.heading("Board")
 
 
-def test_two_people_look_at_different_things(chromium, address):
-    with visiting(chromium, address) as one, visiting(chromium, address) as other:
+def test_two_people_look_at_different_things(tabs, address):
+    with visiting(tabs, address) as one, visiting(tabs, address) as other:
         one.open("results?tag=first")
         other.open("results?tag=sweep")
         one.menu("Curves")
@@ -249,12 +255,12 @@ matrix.done("dpo0")
 """
 
 
-def test_the_board_follows_a_step_that_is_made_now(chromium, tmp_path):
+def test_the_board_follows_a_step_that_is_made_now(tabs, tmp_path):
     Matrix(tmp_path, 2).done("prep", "sft")
     command = [sys.executable, "-c", WORKER, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout.readline() == "works\n"
-        with serve(tmp_path / ".cdpo") as address, visiting(chromium, address) as visit:
+        with serve(tmp_path / ".cdpo") as address, visiting(tabs, address) as visit:
             # where something runs, the board comes first
             visit.page.goto(address)
             visit.heading("Board")
@@ -301,9 +307,13 @@ def test_the_command_serves_this_machine_alone_until_it_is_ended(ended_by, proje
             except OSError:
                 assert server.poll() is None
                 time.sleep(0.1)
-        assert listeners(server.pid) == {f"0100007F:{port:04X}"}
+        found = listeners(server.pid)
         server.send_signal(ended_by)
-        assert server.wait(timeout=15) in (0, -ended_by)
+        try:
+            assert server.wait(timeout=15) in (0, -ended_by)
+        finally:
+            server.kill()
+        assert found == {f"0100007F:{port:04X}"}
         assert "Traceback" not in server.stdout.read()
 
 
@@ -316,7 +326,7 @@ def exported(project, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_what_was_exported_opens_without_a_server_or_a_network(chromium, exported, scheme):
-    with visiting(chromium, exported.as_uri(), offline=True, color_scheme=scheme) as visit:
+    with visiting(chromium.new_context(offline=True, color_scheme=scheme), exported.as_uri()) as visit:
         visit.page.goto(f"{visit.address}/index.html")
         for name in ("Results", "Curves", "Comparison"):
             visit.page.get_by_role("link", name=name, exact=True).click()
@@ -357,7 +367,7 @@ LOOKED_AT = {
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pictures_of_every_page(chromium, address, scheme):
-    with visiting(chromium, address, color_scheme=scheme) as visit:
+    with visiting(chromium.new_context(color_scheme=scheme), address) as visit:
         for name, where in LOOKED_AT.items():
             visit.open(where)
             visit.page.wait_for_timeout(1500)
@@ -371,6 +381,6 @@ def test_nothing_but_the_reviews_was_written(project, playground):
     before = {path.relative_to(playground) for path in playground.rglob("*") if path.is_file()}
     after = {path.relative_to(project) for path in project.rglob("*") if path.is_file()}
     rest = {path for path in after - before if not path.name.startswith("index.sqlite")}
-    assert {path.parts[:2] for path in rest} <= {(".cdpo", "reviews")}
+    assert {path.parts[:2] for path in rest} <= {(".cdpo", "review")}
     assert before <= after
     assert len(Store(store).read_refs()) == 15

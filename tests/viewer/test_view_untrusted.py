@@ -16,28 +16,25 @@ from tests.viewer.visit import visiting
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: `make browser` installs it")
 
 RUN = "</textarea></style><script>window.pwned=1</script><img src=http://192.0.2.1/x onerror=window.pwned=2>"
+HOVER = "\" onmouseover='window.pwned=3' autofocus onfocus=window.pwned=4 x=\""
+SVG = "<svg onload=window.pwned=5><iframe srcdoc='<script>top.pwned=6</script>'>"
+LINKS = "[press](javascript:window.pwned=7) ![i](http://192.0.2.1/i.png) www.example.org me@example.org"
+MARKDOWN = "# head **bold** :red[x] :material/home: `code` | a | b | $5 and $$\\frac{1}{2}$$ or $x$"
+TEMPLATE = "{{ 7*7 }} {% raw %} ${7*7} %s"
+EMOJI = "family 👩 flag 🏳 done"
+RTL = "שלום עולם, مرحبا بالعالم"
+WORDS = "many words here "
 #: kind -> a text, and what of it is to be read on the screen
-TEXTS: dict[str, tuple[str, str]] = {
-    "html": (RUN, "<script>window.pwned=1</script>"),
-    "attribute": (
-        "\" onmouseover='window.pwned=3' autofocus onfocus=window.pwned=4 x=\"",
-        "onmouseover='window.pwned=3'",
+TEXTS: dict[str, tuple[str, list[str]]] = {
+    "html": (f"{RUN} {HOVER} {SVG}", ["<script>window.pwned=1</script>", HOVER, SVG]),
+    "markup": (f"{LINKS} {MARKDOWN} {TEMPLATE}", [LINKS, MARKDOWN, TEMPLATE]),
+    "controls": (
+        "\x1b[31mred\x1b[0m \x07bell nul\x00nul safe \u202egnp.exe\u202c end",
+        ["\\u001b[31mred\\u001b[0m \\u0007bell", "nul\\u0000nul", "safe \\u202egnp.exe\\u202c end"],
     ),
-    "svg": ("<svg onload=window.pwned=5><iframe srcdoc='<script>top.pwned=6</script>'>", "<svg onload=window.pwned=5>"),
-    "link": ("[press](javascript:window.pwned=7) ![i](http://192.0.2.1/i.png)", "[press](javascript:window.pwned=7)"),
-    "markdown": (
-        "# head **bold** :red[x] :material/home: `code` | a | b |",
-        "# head **bold** :red[x] :material/home: `code`",
-    ),
-    "formula": ("costs $5 and $$\\frac{1}{2}$$ or $x$", "costs $5 and $$\\frac{1}{2}$$ or $x$"),
-    "terminal": ("\x1b[31mred\x1b[0m \x07bell", "\\u001b[31mred\\u001b[0m \\u0007bell"),
-    "nul": ("before\x00after", "before\\u0000after"),
-    "bidi": ("safe \u202egnp.exe\u202c end", "safe \\u202egnp.exe\\u202c end"),
-    "rtl": ("שלום עולם, مرحبا بالعالم", "שלום עולם, مرحبا بالعالم"),
-    "emoji": ("family 👩‍👩‍👧‍👦 flag 🏳️‍🌈 done", "flag"),
-    "template": ("{{ 7*7 }} {% raw %} ${7*7} %s %(x)s", "{{ 7*7 }} {% raw %} ${7*7}"),
-    "one word": ("w" * 200_000, "wwwwwwwwww"),
-    "long": ("many words here " * 65_536, "many words here many words here"),
+    "letters": (f"{RTL} {EMOJI}", [RTL, EMOJI]),
+    "one word": ("w" * 200_000, ["w" * 1000]),
+    "long": (WORDS * 65_536, [WORDS * 100]),
 }
 #: names of runs come from the user, who may have copied them
 NAMES = ("A_<b>b</b>_$x$", "B_*y*_[l](http:--192.0.2.1)")
@@ -94,6 +91,12 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
+def tabs(chromium):
+    """What tabs are opened in."""
+    return chromium.new_context()
+
+
+@pytest.fixture(scope="module")
 def address(hostile):
     with serve(hostile) as found:
         yield found
@@ -107,28 +110,31 @@ def is_harmless(visit) -> None:
     """Nothing of a text became a part of the page."""
     assert not visit.wide()
     assert visit.page.locator("[data-testid=stMain] :is(script, iframe, object, embed)").count() == 0
-    assert visit.page.locator("img[src*='192.0.2'], a[href*='192.0.2'], a[href^='javascript']").count() == 0
+    assert visit.page.locator("img[src*='192.0.2']").count() == 0
+    elsewhere = "all => all.filter(one => one.host !== location.host).map(one => one.href)"
+    assert visit.page.eval_on_selector_all("a[href]", elsewhere) == []
     assert visit.page.locator("[onerror], [onload], [onmouseover], [onfocus], [onclick]").count() == 0
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-def test_responses_are_text_in_compare_and_in_datasets(chromium, address, kind):
+def test_responses_are_text_in_compare_and_in_datasets(tabs, address, kind):
     prompt = f"{list(TEXTS).index(kind):016x}"
-    wanted = TEXTS[kind][1]
-    with visiting(chromium, address) as visit:
+    with visiting(tabs, address) as visit:
         visit.open(f"compare?prompt={prompt}&reference=true")
         words = shown(visit)
         # in the prompt, in both responses, and in what the judge said in both orders
-        assert words.count(wanted) >= 5, words[:2000]
+        for wanted in TEXTS[kind][1]:
+            assert words.count(wanted) >= 5, words[:2000]
         is_harmless(visit)
         visit.open(f"datasets?row={prompt}&reviewer=ada")
-        assert shown(visit).count(wanted) >= 3
+        for wanted in TEXTS[kind][1]:
+            assert shown(visit).count(wanted) >= 3
         is_harmless(visit)
 
 
 @pytest.mark.parametrize("page", ["results", "board", "curves", "compare?mode=all with all", "datasets", "provenance"])
-def test_names_are_text_on_every_page(chromium, address, page):
-    with visiting(chromium, address) as visit:
+def test_names_are_text_on_every_page(tabs, address, page):
+    with visiting(tabs, address) as visit:
         visit.open(page)
         is_harmless(visit)
         assert visit.page.locator("[data-testid=stMain] :is(b, i, em):text-is('b')").count() == 0
@@ -136,7 +142,7 @@ def test_names_are_text_on_every_page(chromium, address, page):
 
 def test_the_exported_pages_hold_them_as_text(chromium, hostile, tmp_path):
     run_cdpo("view", "--store", hostile, "--export", tmp_path / "html", cwd=tmp_path)
-    with visiting(chromium, (tmp_path / "html").as_uri(), offline=True) as visit:
+    with visiting(chromium.new_context(offline=True), (tmp_path / "html").as_uri()) as visit:
         for file in ("index.html", "compare.html"):
             visit.page.goto(f"{visit.address}/{file}")
             visit.page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
@@ -144,5 +150,5 @@ def test_the_exported_pages_hold_them_as_text(chromium, hostile, tmp_path):
             assert visit.page.locator("script, iframe, svg, [onerror], [onload], [onmouseover]").count() == 0
             assert visit.page.locator("img:not([src^='data:']), a[href*=':']").count() == 0
         words = visit.page.locator("body").inner_text()
-        for _, wanted in TEXTS.values():
-            assert wanted in words
+        for wanted in [each for _, several in TEXTS.values() for each in several]:
+            assert wanted.strip() in words

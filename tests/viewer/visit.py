@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from playwright.sync_api import TimeoutError
+
 from tests.conftest import ROOT
 
 #: what Streamlit itself asks for below a page that is opened by its address, and does not find
@@ -19,19 +21,19 @@ PICTURES = Path(os.environ.get("CDPO_PICTURES") or ROOT / "tests" / "viewer" / "
 
 
 class Visit:
-    """A browser of its own upon the viewer at `address`."""
+    """A tab upon the viewer at `address`: a session of its own. `context` is a browser's, whose tabs share a cache."""
 
-    def __init__(self, chromium: Any, address: str, **options: Any) -> None:
+    def __init__(self, context: Any, address: str) -> None:
         self.address = address
-        self.context = chromium.new_context(viewport={"width": 1440, "height": 900}, **options)
-        self.context.set_default_timeout(20_000)
-        self.page = self.context.new_page()
+        self.page = context.new_page()
+        self.page.set_viewport_size({"width": 1440, "height": 900})
+        self.page.set_default_timeout(20_000)
         self.errors: list[str] = []
         self.elsewhere: list[str] = []
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
         self.page.on("dialog", self._asked)
-        self.context.on("request", self._requested)
+        self.page.on("request", self._requested)
 
     def _said(self, message: Any) -> None:
         if message.type == "error" and not OWN_404.search(urlsplit(message.location.get("url", "")).path):
@@ -48,11 +50,11 @@ class Visit:
 
     def close(self) -> None:
         """Ends it. Fails where something happened that must not."""
-        pwned = [] if self.page.is_closed() else [self.page.evaluate("window.pwned")]
-        self.context.close()
+        pwned = self.page.evaluate("window.pwned")
+        self.page.close()
         assert not self.errors, self.errors
         assert not self.elsewhere, self.elsewhere
-        assert pwned in ([], [None]), pwned
+        assert pwned is None, pwned
 
     # -- what people do ------------------------------------------------------------------------------------------------
 
@@ -95,8 +97,12 @@ class Visit:
 
     def choose(self, label: str, option: str) -> None:
         """From a list."""
-        self.page.get_by_test_id("stSelectbox").filter(has=self.page.get_by_label(label)).click()
-        self.page.get_by_role("option", name=option, exact=True).click()
+        wanted = self.page.get_by_role("option", name=option, exact=True)
+        for _ in range(5):
+            self.page.get_by_test_id("stSelectbox").filter(has=self.page.get_by_label(label)).click()
+            with contextlib.suppress(TimeoutError):  # a page that is drawn anew closes the list
+                wanted.click(timeout=3000)
+                break
         self.settle()
 
     def button(self, name: str) -> Any:
@@ -149,11 +155,11 @@ class Visit:
 
 
 @contextlib.contextmanager
-def visiting(chromium: Any, address: str, **options: Any) -> Iterator[Visit]:
-    visit = Visit(chromium, address, **options)
+def visiting(context: Any, address: str) -> Iterator[Visit]:
+    visit = Visit(context, address)
     try:
         yield visit
     except BaseException:
-        visit.context.close()
+        visit.page.close()
         raise
     visit.close()
