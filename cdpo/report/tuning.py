@@ -48,10 +48,16 @@ def _size(value: Any) -> tuple[int, float, str]:
 
 
 def parameters(rows: Sequence[Row]) -> list[str]:
-    """The parameters that have several values among `rows`, those with most first."""
+    """The parameters that have several values among `rows`, those first of which one method tried most."""
     names = dict.fromkeys(name for row in rows for name in row.params)
-    counts = {name: len(values_of([row for row in rows if name in row.params], name)) for name in names}
-    return sorted((name for name in names if counts[name] > 1), key=lambda name: -counts[name])
+    methods = {row.setup.get("method") for row in rows}
+
+    def tried(name: str, method: str | None) -> int:
+        return len(values_of([row for row in rows if name in row.params and row.setup.get("method") == method], name))
+
+    most = {name: max(tried(name, method) for method in methods) for name in names}
+    several = (name for name in names if len(values_of([row for row in rows if name in row.params], name)) > 1)
+    return sorted(several, key=lambda name: -most[name])
 
 
 def others(rows: Sequence[Row], x: str, y: str | None) -> list[str]:

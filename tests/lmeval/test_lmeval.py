@@ -179,7 +179,7 @@ def test_what_is_compared(tmp_path: Path) -> None:
             "inputs": {"model": {"step": "3" * 64}, "include_path": {"folder": place, "sha256": files}},
             "summary": {"lm_eval_version": version},
         }
-        return _measured_by(_Finished("0" * 64, tmp_path, pipelines()["LMEVAL"], manifest))
+        return _measured_by(_Finished("0" * 64, tmp_path, pipelines()["LMEVAL"], manifest, {}, ""))
 
     same = meaning({})
     assert meaning({"tasks": ["a", "b"], "dtype": "bf16", "template": "plain"}, place="/there") == same

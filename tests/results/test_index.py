@@ -1,7 +1,6 @@
 """The index: what was worked out once is the same as what is worked out now, whatever happened in between."""
 
 import json
-import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -255,22 +254,22 @@ def test_only_a_few_steps_rows_are_held(store, monkeypatch):
             assert len(reader._rows) <= 2
 
 
-def _collect_often(root, queue):
-    queue.put([means(collect(root)) for _ in range(5)])
+COLLECT = """
+import json, sys
+from pathlib import Path
+from cdpo.report.collect import collect
+means = lambda found: {run["name"]: run["metrics"]["reward/mean"]["mean"] for run in found["runs"] if run["metrics"]}
+print(json.dumps([means(collect(Path(sys.argv[1]))) for _ in range(5)]))
+"""
 
 
 def test_several_at_once(store):
     right = means(anew(store))
     (store.root / FILE).unlink()
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    readers = [context.Process(target=_collect_often, args=(store.root, queue)) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    found = [each for _ in readers for each in queue.get(timeout=120)]
-    for reader in readers:
-        reader.join(timeout=60)
-    assert found == [right] * 15
+    words = [sys.executable, "-c", COLLECT, str(store.root)]
+    readers = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    found = [json.loads(reader.communicate(timeout=120)[0]) for reader in readers]
+    assert found == [[right] * 5] * 3
 
 
 ACTS = st.lists(

@@ -31,7 +31,13 @@ def test_what_was_tried_most_comes_first_and_numbers_go_by_size():
 
 def test_a_seed_is_no_parameter_and_true_is_not_one():
     entry = {"method": "DPO", "model": "m", "dataset": "d", "tag": "t", "name": "x_s3", "seed": 3, "state": "done"}
-    entry |= {"marks": [], "metrics": {}, "params": {"seed": 3, "DPO.beta": 0.1, "SFT.lr": 1}}
+    entry |= {
+        "marks": [],
+        "metrics": {},
+        "training_seconds": [],
+        "settings": {},
+        "params": {"seed": 3, "DPO.beta": 0.1, "SFT.lr": 1},
+    }
     (found,) = run_rows({"runs": [entry]})
     assert (found.params, found.seeds) == ({"beta": 0.1, "SFT.lr": 1}, [3])
     assert axes([row(0.0, 1, fit=1), row(0.0, 1, fit=True)]) == ["fit"]

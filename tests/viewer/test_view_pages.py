@@ -54,7 +54,7 @@ SAYS: dict[str, dict[str, list[str]]] = {
         "provenance": ["None is chosen, so this is first/DPO_tiny_beta0", "waiting", "done, in 20 s"],
     },
     "failed": {
-        "results": ["One metric of all rows", "3 rows without it are not drawn"],
+        "results": ["One metric of all rows", "2 rows without it are not drawn"],
         "board": ["What went wrong", "CUDA out of &lt;memory&gt;", "no memory", "8 of 14 steps done", "cdpo logs "],
         "curves": ["No curves yet."],
         "compare": ["responses.parquet: cannot be read", "cdpo redo"],

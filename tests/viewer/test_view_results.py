@@ -114,13 +114,16 @@ def test_only_what_differs_is_shown(collected):
     rows = configuration_rows(collected)
     assert axes(rows) == ["method", "tag", "seed", "beta", "learning_rate", "g", "gamma"]
     unasked = shown_unasked(rows, metrics_of(rows))
-    assert unasked[:6] == [
-        "loss",
+    # what the models answer comes before what their trainings measured
+    assert unasked == [
+        "gold/mean",
+        "judge/winrate/chosen",
+        "judge/lc_winrate/chosen",
+        "winrate/chosen",
+        "reward/mean",
         "rewards/accuracies",
         "rewards/margins",
-        "reward/mean",
-        "winrate/chosen",
-        "gold/mean",
+        "loss",
     ]
     # of the dataset's own responses: the same in every row
     assert not {"reward/chosen", "gold/chosen"} & set(unasked)

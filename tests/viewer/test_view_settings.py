@@ -29,7 +29,7 @@ def test_an_env_file_that_cannot_be_read_is_named(env, tmp_path, monkeypatch, op
 @pytest.mark.parametrize("content", [b"", b"= =\n'", b"\n\n# CDPO_HUB=ada\n", None])
 def test_an_env_file_without_settings_is_none(env, tmp_path, open_app, content):
     env.mkdir() if content is None else env.write_bytes(content)
-    assert "does not exist" in said(open_app(tmp_path / "none"))
+    assert "There is no store here" in said(open_app(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("name", ["../ada", "a/b", "a b", "\u202e", "x" * 10_000])
@@ -41,4 +41,4 @@ def test_a_store_that_is_a_file_or_a_link_to_nothing_is_none(tmp_path, open_app)
     (tmp_path / "file").write_text("")
     os.symlink(tmp_path / "gone", tmp_path / "link")
     for name in ("file", "link"):
-        assert "does not exist" in said(open_app(tmp_path / name))
+        assert "There is no store here" in said(open_app(tmp_path / name))
