@@ -1,8 +1,10 @@
 """One small matrix, run once for all tests of the commands."""
 
+import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.conftest import run_cdpo, write_project
 
@@ -24,7 +26,14 @@ GEN: {max_new_tokens: 8}
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished matrix of ten steps. Tests that change a store work on a copy."""
-    folder = write_project(tmp_path_factory.mktemp("project"), TASKS, datasets=DATASETS)
-    run_cdpo("prep", cwd=folder)
-    run_cdpo("execute", "--display", "plain", cwd=folder)
+    # made once for all workers, which have a folder each below the one that they share
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    folder, made = shared / "cli-project", shared / "cli-project.made"
+    with FileLock(shared / "cli-project.lock"):
+        if not made.exists():
+            write_project(folder, TASKS, datasets=DATASETS)
+            run_cdpo("prep", cwd=folder)
+            run_cdpo("execute", "--display", "plain", cwd=folder)
+            made.touch()
     return folder

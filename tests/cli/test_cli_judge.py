@@ -49,6 +49,7 @@ def project(tmp_path_factory, judge):
     return folder
 
 
+@pytest.mark.slow
 def test_plan_says_what_it_would_cost_before_and_after(project: Path, judge: JudgeServer) -> None:
     said = run_cdpo("plan", cwd=project).stdout
     line = next(each for each in said.splitlines() if each.startswith("judge scripted:"))

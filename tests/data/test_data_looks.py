@@ -92,6 +92,7 @@ tasks: [{pipeline: SFT, max_length: 12, max_dropped: 0.2}]
 """
 
 
+@pytest.mark.slow
 def test_prep_shows_the_page_and_keeps_it(tmp_path: Path) -> None:
     folder = write_project(tmp_path, TASKS)
     rows = [{"prompt": f"Name {at} birds", "chosen": "wren owl wren owl", "rejected": "oak"} for at in range(36)]

@@ -75,6 +75,7 @@ def test_many_kills(bench, seed):
     campaign(bench, 40, random.Random(seed), ["worker", "supervisor"])
 
 
+@pytest.mark.slow
 def test_the_contents_are_those_of_an_undisturbed_run(bench, tmp_path):
     from engine_bench import Bench
 

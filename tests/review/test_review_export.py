@@ -132,7 +132,7 @@ def test_a_file_is_never_written_over_or_empty(tmp_path):
 TASKS = "tag: again\npipelines: [SFT, DPO]\nmodel: [tiny]\ndataset: [{}]\ntasks: [{{pipeline: DPO, beta: 0.1}}]\n"
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["jsonl", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_cdpo_reads_what_it_exports(tmp_path, form):
     store, source = made(tmp_path)
     decided = [say(store, source, "train", at, Ann="rejected" if at % 3 else "chosen") for at in range(30)]
@@ -190,6 +190,7 @@ def check_card(card: str, found: summary.Agreement) -> None:
     assert f"alpha {found.alpha:.2f}" in card
 
 
+@pytest.mark.slow
 def test_a_review_is_published_to_the_local_hub(tmp_path):
     store, source = voted(tmp_path)
     done = run_cdpo("review", "push", "PREP/small", cwd=tmp_path).stdout

@@ -65,11 +65,11 @@ def logs(trainer: SAILTrainer) -> list[dict[str, float]]:
 @pytest.mark.parametrize(
     "kind, staleness, baseline",
     [
-        ("full", 0, "none"),
+        pytest.param("full", 0, "none", marks=pytest.mark.slow),
         ("full", 2, "moving"),
         ("new adapter", 0, "moving"),
-        ("new adapter", 2, "none"),
-        ("adapter trained on", 0, "none"),
+        pytest.param("new adapter", 2, "none", marks=pytest.mark.slow),
+        pytest.param("adapter trained on", 0, "none", marks=pytest.mark.slow),
         ("adapter trained on", 2, "moving"),
     ],
 )

@@ -139,7 +139,9 @@ def test_the_smallest_difference_is_found_as_often_as_it_says():
     assert 0.77 <= np.mean(found) <= 0.83
 
 
-@pytest.mark.parametrize("prompts, rows", [(20, 1), (40, 3), pytest.param(120, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "prompts, rows", [(20, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((40, 3), (120, 1)))]
+)
 def test_the_bootstraps_interval_covers_in_93_to_97_per_cent(prompts, rows):
     draw = rng(prompts + rows)
     # differences of two skewed scores; what a run makes of a prompt is shared by the prompt's rows

@@ -45,6 +45,7 @@ def asks(world: Any, folder: Path, pipeline: str = "SFT", **options: Any) -> Cas
     return Case(world, folder, pipeline, {**PARAMS, **options.pop("params", {})}, device=device, **options)
 
 
+@pytest.mark.slow
 def test_a_probe_changes_nothing(world: Any, tmp_path: Path) -> None:
     without, probed = asks(world, tmp_path / "a"), asks(world, tmp_path / "b")
     assert without.attempt() == 0, without.said()

@@ -102,6 +102,7 @@ def test_ticked_rows_are_drawn_and_compared(visit):
     visit.page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first.wait_for()
 
 
+@pytest.mark.slow
 def test_rows_are_searched_and_grouped_and_a_reload_shows_the_same(visit):
     visit.open("results")
     visit.write("Search", "DPR")
@@ -143,6 +144,7 @@ def test_prompts_are_filtered_searched_and_read(visit):
     assert "prompt 1 of" in visit.words()
 
 
+@pytest.mark.slow
 def test_two_people_vote_and_see_how_far_they_agree(tabs, address, project):
     with visiting(tabs, address) as ada, visiting(tabs, address) as bob:
         for who, name in ((ada, "Ada"), (bob, "Bob")):
@@ -214,6 +216,7 @@ def test_provenance_from_a_run_to_its_steps_and_their_differences(visit):
     assert "cdpo redo" in visit.words()
 
 
+@pytest.mark.slow
 def test_back_and_forth_between_pages(visit):
     visit.open(f"compare?a={SFT}&b={DPO}")
     visit.menu("Board")
@@ -225,6 +228,7 @@ def test_back_and_forth_between_pages(visit):
     visit.heading("Board")
 
 
+@pytest.mark.slow
 def test_two_people_look_at_different_things(tabs, address):
     with visiting(tabs, address) as one, visiting(tabs, address) as other:
         one.open("results?tag=first")

@@ -84,6 +84,7 @@ def test_help_is_light():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_execute_leaves_results_worked_out(tmp_path):
     tasks = "tag: t\npipelines: [SFT]\nmodel: [tiny]\ndataset: [playground]\ntasks: [{pipeline: SFT, max_steps: 1}]\n"
     write_project(tmp_path, tasks, datasets="playground: {rule: playground, gold: playground, seed: 1, limit: 40}\n")

@@ -116,7 +116,13 @@ def is_harmless(visit) -> None:
     assert visit.page.locator("[onerror], [onload], [onmouseover], [onfocus], [onclick]").count() == 0
 
 
-@pytest.mark.parametrize("kind", TEXTS)
+#: the others take their time, and go the same way
+QUICK = ("html", "controls", "letters")
+
+
+@pytest.mark.parametrize(
+    "kind", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in TEXTS]
+)
 def test_responses_are_text_in_compare_and_in_datasets(tabs, address, kind):
     prompt = f"{list(TEXTS).index(kind):016x}"
     with visiting(tabs, address) as visit:
