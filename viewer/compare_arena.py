@@ -6,7 +6,7 @@ import streamlit as st
 
 from cdpo.report.arena import compare_in_arena
 from cdpo.report.arena_text import render_arena
-from cdpo.report.collect import Group
+from cdpo.report.groups import Group
 from cdpo.viewer import responses
 
 

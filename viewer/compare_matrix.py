@@ -7,7 +7,8 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from cdpo.report.collect import REFERENCE, Group
+from cdpo.report.differences import REFERENCE
+from cdpo.report.groups import Group
 from cdpo.report.side_by_side import SIDE_BY_SIDE, label_of, signed
 from cdpo.report.tables import number
 from cdpo.store import Store

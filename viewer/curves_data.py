@@ -8,8 +8,8 @@ from typing import Any
 import streamlit as st
 
 from cdpo.report import curves
-from cdpo.report.collect import grouped
 from cdpo.report.curves import Log, Training
+from cdpo.report.groups import grouped
 from cdpo.report.overview import SETUP, Row, short_labels
 from cdpo.report.reading import RunScores
 from cdpo.store import Store

@@ -19,7 +19,8 @@ from cdpo.errors import CdpoError, DamagedFile, UsageError
 from cdpo.files import read_json, write_json
 from cdpo.hub.shown import ROOM, RUN, TABLES
 from cdpo.hub.trouble import Trouble
-from cdpo.report.collect import collect_run, grouped
+from cdpo.report.collect import collect_run
+from cdpo.report.groups import grouped
 from cdpo.report.reading import Reader
 from cdpo.report.select import choose
 from cdpo.store import Store, locks

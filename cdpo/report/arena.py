@@ -10,7 +10,7 @@ import numpy as np
 from cdpo.errors import CdpoError, UsageError
 from cdpo.files import reading_parquet
 from cdpo.plan.names import labels_of
-from cdpo.report.collect import Group, find_two, seeds_of
+from cdpo.report.groups import Group, find_two, seeds_of
 from cdpo.report.reading import RunScores, Scored
 from cdpo.score.scores import FILE, SAMPLES
 from cdpo.stats.arena import OUTCOMES, SAFETY, Arena, arena

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdpo.files import reading_parquet
-from cdpo.report.collect import Group
+from cdpo.report.groups import Group
 from cdpo.report.reading import Match, RunScores
 from cdpo.report.side_by_side import SIDE_BY_SIDE, better_sign
 from cdpo.stats.paired import TIE

@@ -11,24 +11,22 @@ given is another interval (`between_seeds`). cdpo/stats/ has the rules.
 Where an experiment has `select`, only the values that were best on its split are shown, on the other one (select.py).
 """
 
-import difflib
 import json
-import re
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cdpo.config.canonical import canonical_json
-from cdpo.errors import CdpoError, UsageError
+from cdpo.errors import CdpoError
 from cdpo.plan.names import parameter_parts
+from cdpo.report.differences import meanings, paired_differences, scorer, sources
+from cdpo.report.groups import Group, described, find_two, grouped, seeds_of
 from cdpo.report.index import Index, index_of, stamp_of
-from cdpo.report.reading import JUDGED, LM_EVAL, Metric, Reader, RunScores
+from cdpo.report.reading import LM_EVAL, Reader, RunScores
 from cdpo.report.select import Choice, choose, lower_is_better
 from cdpo.stats.intervals import estimate
 from cdpo.stats.matrix import ALPHA
-from cdpo.stats.paired import Column, align, average, between_seeds, paired, prompts
+from cdpo.stats.paired import Column, average, between_seeds, prompts
 from cdpo.store import Store
 
 #: of more configurations than these, each pair is not compared unasked
@@ -109,7 +107,7 @@ def compare(store: str | Path, a: str, b: str, tag: str | None = None) -> dict[s
     """
     index = index_of(Store(Path(store)))
     one, other = find_two(store, a, b, tag, index)
-    metrics, not_compared = _differences(one, other, index)
+    metrics, not_compared = paired_differences(one, other, index)
     index.save()
     if not metrics:
         why = "; ".join(f"{name}: {reason}" for name, reason in not_compared.items())
@@ -130,92 +128,6 @@ def _in_words(metric: str, value: Mapping[str, Any]) -> str:
         return "not resolved"
     better = value["difference"] < 0 if lower_is_better(metric) else value["difference"] > 0
     return "A > B" if better else "B > A"
-
-
-#: what the dataset's own responses score: the same for every policy, so there is nothing to compare
-REFERENCE = ("reward/chosen", "gold/chosen")
-
-
-class Group:
-    """Runs that differ in nothing but their seed."""
-
-    def __init__(self, runs: Sequence[RunScores], name: str | None = None) -> None:
-        self.runs = sorted(runs, key=lambda run: run.seed)
-        self.tag = runs[0].tag
-        self.name = name or _common_name(self.runs)
-        self.label = f"{self.tag}/{self.name}"
-        self.metrics = list(dict.fromkeys(name for run in self.runs for name in run.metrics))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Every value that the training of its method had; {} where none of its runs has trained."""
-        return next((run.settings for run in self.runs if run.settings), {})
-
-    def rename(self, name: str) -> None:
-        self.name, self.label = name, f"{self.tag}/{name}"
-
-    def having(self, metric: str) -> list[RunScores]:
-        return [run for run in self.runs if metric in run.metrics]
-
-
-def find_two(
-    store: str | Path, a: str, b: str, tag: str | None = None, index: Index | None = None
-) -> tuple[Group, Group]:
-    """Two runs or configurations by their names; a run is a group of itself alone. Raises UsageError."""
-    reader = Reader(Store(Path(store)), index)
-    runs = [reader.run(ref) for ref in reader.store.read_refs(tag)]
-    known = [Group([run], run.name) for run in runs] + [
-        group for group in grouped(runs) if group.name not in _names(runs)
-    ]
-    return find_named(a, known, "run or configuration"), find_named(b, known, "run or configuration")
-
-
-def distinct(
-    groups: Sequence[Group], values: Callable[[Group], Any] = lambda group: None
-) -> tuple[list[Group], dict[str, str]]:
-    """The groups without those that are made of the same policies and responses as an earlier one, under another tag or
-    evaluated in another way besides, and have the same `values`; and why each of these is left out."""
-    first: dict[Any, Group] = {}
-    copies = {}
-    for group in groups:
-        made = tuple((run.seed, run.policy, run.answers, *([] if run.answers else run.steps)) for run in group.runs)
-        same = (made, values(group))
-        if same in first:
-            copies[group.label] = f"is {first[same].label} once more: the same steps"
-        else:
-            first[same] = group
-    return list(first.values()), copies
-
-
-def grouped(runs: Iterable[RunScores]) -> list[Group]:
-    """The runs by what they compute but for their seeds: two that only share a name are never averaged."""
-    found: dict[str, list[RunScores]] = {}
-    for run in runs:
-        params = {name: value for name, value in run.params.items() if name != "seed"}
-        identity = canonical_json([run.tag, run.method, run.model, run.dataset, params, run.recipe])
-        found.setdefault(identity, []).append(run)
-    groups = [Group(members) for members in found.values()]
-    names = Counter(group.label for group in groups)
-    for group in groups:
-        if names[group.label] > 1:
-            group.rename(f"{group.name}~{group.runs[0].recipe[:6]}")
-    return groups
-
-
-def _common_name(runs: Sequence[RunScores]) -> str:
-    """The runs' name without its seed; a name that was cut has none, and then the first one's stands for all."""
-    stripped = {re.sub(rf"_s{run.seed}$", "", run.name) for run in runs}
-    return stripped.pop() if len(stripped) == 1 else f"{runs[0].name} and {len(runs) - 1} more seeds"
-
-
-def seeds_of(runs: Sequence[RunScores]) -> str:
-    seeds = ", ".join(str(run.seed) for run in runs)
-    return f"seed {seeds}" if len(runs) == 1 else f"seeds {seeds}"
-
-
-def scorer(metric: str) -> str:
-    """Who gave the scores of a metric, in words."""
-    return "the judge" if metric.startswith(JUDGED) else "the reward model"
 
 
 def _fixed(runs: Sequence[RunScores], metric: str) -> str:
@@ -270,17 +182,8 @@ def _estimate(runs: Sequence[RunScores], metric: str, index: Index) -> dict[str,
         rate = _is_rate(kind, column)
         return asdict(estimate(column.values, conditional_on=fixed, rate=rate, clusters=clusters))
 
-    found = index.remember("estimate", f"{kind} {_sources(runs, metric)} {fixed}", work_out)
+    found = index.remember("estimate", f"{kind} {sources(runs, metric)} {fixed}", work_out)
     return found and {**found, "split": split}
-
-
-def _sources(runs: Sequence[RunScores], metric: str) -> str:
-    return " ".join(f"{run.seed}:{run.metrics[metric].source}" for run in runs)
-
-
-def described(run: RunScores) -> dict[str, Any]:
-    """What was computed, but for the seed."""
-    return {name: getattr(run, name) for name in ("method", "model", "dataset", "params")}
 
 
 def _run_entry(run: RunScores, index: Index) -> dict[str, Any]:
@@ -339,7 +242,7 @@ def _versus(group: Group, groups: Sequence[Group], index: Index) -> dict[str, An
     baselines = [other for other in groups if _started_from(group, other)]
     if len(baselines) != 1:
         return None
-    metrics, not_compared = _differences(group, baselines[0], index, lambda metric: not metric.training)
+    metrics, not_compared = paired_differences(group, baselines[0], index, lambda metric: not metric.training)
     return {"name": baselines[0].name, "metrics": metrics, "not_compared": not_compared} if metrics else None
 
 
@@ -353,85 +256,6 @@ def _started_from(group: Group, other: Group) -> bool:
         and run.evaluation == by_seed[run.seed].evaluation
         for run in group.runs
     )
-
-
-def _differences(
-    a: Group,
-    b: Group,
-    index: Index,
-    wanted: Callable[[Metric], bool] = lambda metric: True,
-    metrics: Container[str] | None = None,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Every shared metric's difference, and why the others have none."""
-    compared: dict[str, Any] = {}
-    not_compared: dict[str, str] = {}
-    for name in a.metrics:
-        if metrics is not None and name not in metrics:
-            continue
-        ours, theirs = a.having(name), b.having(name)
-        if ours[0].metrics[name].kind in REFERENCE or not theirs or not wanted(ours[0].metrics[name]):
-            continue
-        if _columns(ours, name) == _columns(theirs, name):  # of the very same steps: a reward's, which they share
-            continue
-        if meanings(ours, name) != meanings(theirs, name):
-            not_compared[name] = (
-                "it means different things: another reward model or judge, another split, other rows or another "
-                "training method"
-            )
-            continue
-        found = _difference(ours, theirs, name, index)
-        if found is None:
-            not_compared[name] = "they share no prompts"
-        else:
-            compared[name] = found
-    return compared, not_compared
-
-
-def _difference(
-    ours: Sequence[RunScores], theirs: Sequence[RunScores], metric: str, index: Index
-) -> dict[str, Any] | None:
-    """Ours minus theirs, averaged over the seeds and paired by prompt; None where they share no prompts."""
-    seeds = seeds_of(ours) if seeds_of(ours) == seeds_of(theirs) else f"{seeds_of(ours)} against {seeds_of(theirs)}"
-    what = "the models" if ours[0].metrics[metric].alone else f"the models, their responses and {scorer(metric)}"
-    fixed = f"{seeds}: {what}; the interval is over prompts, paired"
-
-    def work_out() -> dict[str, Any] | None:
-        one = average([run.metrics[metric].column for run in ours])
-        other = average([run.metrics[metric].column for run in theirs])
-        found = paired(one, other, conditional_on=fixed)
-        if found is None:
-            return None
-        over_seeds = between_seeds(seed_differences(ours, theirs, metric))
-        _, shared = align([one, other])
-        return {
-            "a_mean": float(shared[0].mean()),
-            "b_mean": float(shared[1].mean()),
-            **asdict(found),
-            "between_seeds": over_seeds and asdict(over_seeds),
-        }
-
-    key = f"{_sources(ours, metric)} minus {_sources(theirs, metric)} {fixed}"
-    found: dict[str, Any] | None = index.remember("difference", key, work_out)
-    return found
-
-
-def _columns(runs: Sequence[RunScores], metric: str) -> set[int]:
-    """Which values these are: the same for runs that have them from the same step."""
-    return {id(run.metrics[metric].column) for run in runs}
-
-
-def meanings(runs: Sequence[RunScores], metric: str) -> set[str]:
-    return {run.metrics[metric].meaning for run in runs}
-
-
-def seed_differences(a: Sequence[RunScores], b: Sequence[RunScores], metric: str) -> list[float]:
-    """One difference per seed that both have, over the prompts that both answered under it."""
-    theirs = {run.seed: run.metrics[metric].column for run in b}
-    pairs: list[tuple[Column, Column]] = [
-        (run.metrics[metric].column, theirs[run.seed]) for run in a if run.seed in theirs
-    ]
-    tables = [table for ids, table in map(align, pairs) if ids]
-    return [float((table[0] - table[1]).mean()) for table in tables]
 
 
 def _comparisons(choices: Sequence[Choice], groups: Sequence[Group], index: Index) -> list[dict[str, Any]]:
@@ -453,7 +277,7 @@ def _comparisons(choices: Sequence[Choice], groups: Sequence[Group], index: Inde
         labels = _short_labels(members)
         for at, group in enumerate(members):
             for before, other in enumerate(members[:at]):
-                compared, _ = _differences(group, other, index, metrics={metric})
+                compared, _ = paired_differences(group, other, index, metrics={metric})
                 if compared:
                     pair = {"a": group.name, "b": other.name, "a_label": labels[at], "b_label": labels[before]}
                     found.append({**pair, "tag": group.tag, "metrics": compared})
@@ -473,20 +297,3 @@ def _short_labels(groups: Sequence[Group]) -> list[str]:
         }
         labels.append(" ".join([group.runs[0].method, *parameter_parts(own)]))
     return labels
-
-
-def _names(named: Iterable[Any]) -> set[str]:
-    return {each.name for each in named}
-
-
-def find_named(name: str, known: Sequence[Any], what: str) -> Any:
-    """The one of `known` (things with `name` and `label`) that is called `name` or `tag/name`."""
-    found = [each for each in known if name in (each.name, each.label)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"{name!r} is the name of several; say which: {', '.join(each.label for each in found)}")
-    close = difflib.get_close_matches(name, [*_names(known), *(each.label for each in known)], n=3)
-    close = close or sorted(each.label for each in known if name.lower() in each.label.lower())[:3]
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; `cdpo results` lists them"
-    raise UsageError(f"there is no {what} called {name!r}{hint}")

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdpo.errors import UsageError
-from cdpo.report.collect import collect, find_named
+from cdpo.report.collect import collect
+from cdpo.report.groups import find_named
 from cdpo.report.reading import Reader
 from cdpo.report.tables import selected
 from cdpo.score.scores import FILE, SAMPLES, column_name

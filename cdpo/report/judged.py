@@ -9,7 +9,7 @@ import numpy as np
 
 from cdpo.errors import CdpoError, UsageError
 from cdpo.judge.lengths import at_equal_lengths
-from cdpo.report.collect import Group, distinct, find_named, grouped
+from cdpo.report.groups import Group, distinct, find_named, grouped
 from cdpo.report.matrix import told_pair, told_run
 from cdpo.report.reading import LENGTHS, Match, Reader
 from cdpo.seeds import derive_seed
@@ -45,7 +45,7 @@ def compare_judged(
     matches = _of_judge(reader.matches(refs), judge)
     met: list[tuple[Group, Group, list[Column], int, list[Match]]] = []
     for a, b in combinations(chosen, 2):
-        columns, asked, used = _seeds(a, b, matches)
+        columns, asked, used = judged_seeds(a, b, matches)
         if columns:
             met.append((a, b, columns, asked, used))
     if not met:
@@ -119,7 +119,7 @@ def _of_judge(matches: Sequence[Match], judge: str | None) -> list[Match]:
     return [each for each in own if each.meaning == most]
 
 
-def _seeds(a: Group, b: Group, matches: Sequence[Match]) -> tuple[list[Column], int, list[Match]]:
+def judged_seeds(a: Group, b: Group, matches: Sequence[Match]) -> tuple[list[Column], int, list[Match]]:
     """For each seed that both have: by prompt, 1 where b wins, -1 where a does, 0 for a tie; how many prompts the judge
     was asked about; and the comparisons that these are from."""
     by_answers = {(each.first, each.second): each for each in matches}

@@ -8,17 +8,8 @@ from typing import Any
 import numpy as np
 
 from cdpo.errors import CdpoError, UsageError
-from cdpo.report.collect import (
-    REFERENCE,
-    Group,
-    described,
-    distinct,
-    find_named,
-    grouped,
-    meanings,
-    scorer,
-    seed_differences,
-)
+from cdpo.report.differences import REFERENCE, meanings, scorer, seed_differences
+from cdpo.report.groups import Group, described, distinct, find_named, grouped
 from cdpo.report.reading import Reader
 from cdpo.report.select import lower_is_better
 from cdpo.seeds import derive_seed

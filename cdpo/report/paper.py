@@ -10,7 +10,7 @@ from typing import Any
 
 from cdpo.pipeline import pipelines
 from cdpo.plan.names import count, show_value
-from cdpo.report.collect import REFERENCE
+from cdpo.report.differences import REFERENCE
 from cdpo.report.tables import (
     SELECTION_HEAD,
     comparison_tables,

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from cdpo.plan.names import show_value
-from cdpo.report.collect import Group, _differences, grouped
+from cdpo.report.differences import paired_differences
+from cdpo.report.groups import Group, grouped
 from cdpo.report.index import Index
-from cdpo.report.judged import _seeds
+from cdpo.report.judged import judged_seeds
 from cdpo.report.reading import Match, Reader, RunScores
 from cdpo.report.select import lower_is_better
 from cdpo.stats.matrix import ALPHA
@@ -130,7 +131,7 @@ def differences(beside: Beside, a: Group, b: Group) -> tuple[dict[str, dict[str,
     difference is the share that b won minus the share that a won; `position` is what is known of how the judge's
     verdicts hang on the order.
     """
-    found, why = _differences(b, a, beside.index)
+    found, why = paired_differences(b, a, beside.index)
     for value in found.values():
         value["a_mean"], value["b_mean"] = value["b_mean"], value["a_mean"]
     beside.index.save()
@@ -145,7 +146,7 @@ def _by_judges(matches: Sequence[Match], a: Group, b: Group) -> dict[str, dict[s
     found = {}
     for judge in dict.fromkeys(each.judge for each in matches):
         own = [each for each in matches if each.judge == judge]
-        columns, asked, used = _seeds(a, b, [each for each in own if each.meaning == own[0].meaning])
+        columns, asked, used = judged_seeds(a, b, [each for each in own if each.meaning == own[0].meaning])
         if not columns:
             continue
         mean = average(columns)

@@ -4,7 +4,7 @@ import streamlit as st
 
 from cdpo.errors import CdpoError
 from cdpo.report import by_prompt, side_by_side
-from cdpo.report.collect import Group
+from cdpo.report.groups import Group
 from cdpo.report.reading import RunScores
 from cdpo.viewer import (
     choices,
