@@ -387,3 +387,21 @@ def test_verdicts_in_words():
     assert in_words("x", {**value, "better": None, "low": None, "high": None}) == "Not resolved: +0.10"
     tiny = {"better": "a", "difference": -0.00012, "low": -0.00014, "high": -0.0001}
     assert in_words("x", tiny) == "A is better: −0.00012 (95 % −0.00014 to −0.00010)"
+
+
+def test_what_one_names_in_its_task_is_looked_up_in_the_others_settings():
+    one = [{"method": "DPO", "model": "m", "dataset": "d", "tag": "t", "seed": 0, "params": {"beta": 0.1, "lr": 6e-4}}]
+    other = [{**one[0], "method": "DPR", "params": {"beta": 0.1, "g": 0.3}}]
+    differ, same = what_differs(one, other, [{"lr": 6e-4, "epochs": 2}, {"lr": 3e-4, "epochs": 2, "g": 0.3}])
+    assert differ == [("method", "DPO", "DPR"), ("lr", "0.0006", "0.0003"), ("g", "", "0.3")]
+    assert ("beta", "0.1") in same
+
+
+def test_the_means_that_are_compared_are_those_of_what_both_have(tmp_path):
+    store = Store(tmp_path / ".cdpo")
+    for name, prompts, shift in (("A", PROMPTS, 0.0), ("B", PROMPTS[:20], 5.0)):
+        table = {"split": "eval", "prompt_id": prompts, "reward_generated": np.arange(len(prompts)) + shift}
+        made = finish(store, "EVALREWARD", name, key("EVALREWARD", name), table=table)
+        record(store, "t", name, name, 0, {}, [made])
+    value = compare(store.root, "A", "B")["metrics"]["reward/mean"]
+    assert (value["a_mean"], value["b_mean"], value["difference"], value["n"]) == (9.5, 14.5, -5.0, 20)

@@ -42,3 +42,12 @@ def test_a_seed_is_no_parameter_and_true_is_not_one():
     assert (found.params, found.seeds) == ({"beta": 0.1, "SFT.lr": 1}, [3])
     assert axes([row(0.0, 1, fit=1), row(0.0, 1, fit=True)]) == ["fit"]
     assert axes([row(0.0, 1, fit=1), row(0.0, 1, fit=1)]) == []
+
+
+def test_a_value_of_a_methods_mapping_stands_beside_that_of_a_task():
+    about = {"model": "m", "dataset": "d", "tag": "t", "seed": 0, "state": "done", "marks": [], "metrics": {}}
+    one = {**about, "method": "DPO", "name": "a", "params": {"lr": 6e-4}, "settings": {"lr": 6e-4, "beta": 0.1}}
+    other = {**about, "method": "SFT", "name": "b", "params": {}, "settings": {"lr": 2e-3}}
+    rows = run_rows({"runs": [{**each, "training_seconds": []} for each in (other, one)]})
+    assert [row.params for row in rows] == [{"lr": 6e-4}, {"lr": 2e-3}]
+    assert axes(rows) == ["method", "lr"]

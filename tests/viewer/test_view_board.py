@@ -73,6 +73,18 @@ def test_a_killed_worker_waits_and_an_orphan_runs(matrix):
     assert matrix.board().at_work()[0]["alone"]
 
 
+def test_weights_that_are_made_again_are_running(matrix):
+    matrix.done("prep", "sft")
+    (matrix.store.find(matrix.key("sft")) / "evicted").write_text('{"files": []}')
+    lock = matrix.runs_now("sft", 30, place="gpu 0")
+    board = matrix.board()
+    assert [(said["name"], said["place"], said["done"]) for said in board.at_work()] == [
+        (matrix.steps["sft"].name, "gpu 0", 30)
+    ]
+    matrix.store.unlock(matrix.key("sft"), lock)
+    assert matrix.state("sft") == "evicted"
+
+
 def test_damaged_and_evicted_steps(matrix, open_app):
     matrix.done("prep", "sft", "dpo0")
     (matrix.store.find(matrix.key("sft")) / "evicted").write_text('{"files": []}')
