@@ -219,13 +219,15 @@ def _place(metric: str) -> int:
 
 
 def shown_unasked(rows: Sequence[Row], metrics: Sequence[str], most: int = 8) -> list[str]:
-    """At most `most` of `metrics`: of those that differ between rows, what the runs themselves were measured by."""
+    """At most `most` of `metrics`: of those that differ between rows, what the runs themselves were measured by; first
+    those that most rows have."""
     found = []
     for name in metrics:
         values = {row.cells[name].mean if name in row.cells else None for row in rows}
         if (len(values) > 1 or len(rows) == 1) and (plain_name(name) in FIRST or plain_name(name) not in WORDS):
             found.append(name)
-    return found[:most]
+    rare = {name: 2 * sum(name in row.cells for row in rows) < len(rows) for name in found}
+    return sorted(found, key=lambda name: rare[name])[:most]
 
 
 def plain_name(metric: str) -> str:

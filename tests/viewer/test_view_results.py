@@ -117,13 +117,14 @@ def test_only_what_differs_is_shown(collected):
     # what the models answer comes before what their trainings measured
     assert unasked == [
         "gold/mean",
-        "judge/winrate/chosen",
-        "judge/lc_winrate/chosen",
         "winrate/chosen",
         "reward/mean",
         "rewards/accuracies",
         "rewards/margins",
         "loss",
+        # of the few runs that were judged
+        "judge/winrate/chosen",
+        "judge/lc_winrate/chosen",
     ]
     # of the dataset's own responses: the same in every row
     assert not {"reward/chosen", "gold/chosen"} & set(unasked)
