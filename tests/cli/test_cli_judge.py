@@ -79,6 +79,7 @@ def test_a_limit_is_one_of_prompts_and_all_responses_to_them_are_judged(
     assert f"about {verdicts} verdicts, at most $" in said
 
 
+@pytest.mark.slow
 def test_all_with_all_by_the_judge(project: Path) -> None:
     run_cdpo("execute", cwd=project)
     found = json.loads(run_cdpo("compare", "--judge", "scripted", "-t", "judged", "--json", cwd=project).stdout)

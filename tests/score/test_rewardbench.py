@@ -182,6 +182,7 @@ REWARDBENCH: {reward: "./my.py:length", questions: pairs}
     assert found["metrics"]["rewardbench/accuracy"]["n"] == 5
 
 
+@pytest.mark.slow
 def test_policies_that_share_it_are_not_compared_in_it(tmp_path: Path) -> None:
     tasks = """\
 tag: bench

@@ -71,6 +71,7 @@ def test_every_page_opens_from_the_menu_and_by_its_address(visit):
         visit.open(title.lower())
 
 
+@pytest.mark.slow
 def test_a_tag_in_the_address_of_the_front_page_stays_on_every_page(visit):
     visit.open("?tag=first", "Results")
     for title in TITLES:
