@@ -20,7 +20,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in names:
         if (ROOT / name).is_file() and name.startswith(
-            ("cdpo/", "pipelines/", "configs/", "setup", "pyproject", "README")
+            ("cdpo/", "pipelines/", "configs/", "viewer/", "setup", "pyproject", "README")
         ):
             place = source / name
             place.parent.mkdir(parents=True, exist_ok=True)
